@@ -1,0 +1,20 @@
+/**
+ * After tsc: copies what is not TypeScript (kernel sources) next to the emitted JavaScript and
+ * compiles the WebAssembly kernels. Runs from the output folder it fills, whichever that is.
+ * @module
+ */
+import { cpSync, existsSync, readdirSync } from 'node:fs';
+import { dirname, join, resolve } from 'node:path';
+
+const out = resolve(import.meta.dirname, '..');
+const root = findRoot(out);
+
+function findRoot(from: string): string {
+  let folder = from;
+  while (!existsSync(join(folder, 'package.json'))) folder = dirname(folder);
+  return folder;
+}
+
+for (const file of readdirSync(join(root, 'src'), { recursive: true, encoding: 'utf8' })) {
+  if (/\.(c|h|cu|cuh)$/.test(file)) cpSync(join(root, 'src', file), join(out, 'src', file));
+}
