@@ -12,7 +12,7 @@ export interface StepInput {
   readonly tokens: Int32Array;
   readonly forest: Forest;
   readonly plan: Plan;
-  /** (rows) page * pageSize + slot where the row's K and V are written; -1 = nowhere (already there). */
+  /** (rows) page * pageSize + slot for the row's K and V; -1 = nowhere (already there). */
   readonly writeSlots: Int32Array;
   /** Rows whose logits are wanted, ascending. */
   readonly logitRows: Int32Array;

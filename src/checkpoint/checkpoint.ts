@@ -63,12 +63,25 @@ export interface DecoderConfig {
   readonly slidingWindow: number | null;
 }
 
+/** Weights of one layer. */
+export type LayerWeight =
+  | 'attnNorm'
+  | 'q'
+  | 'k'
+  | 'v'
+  | 'o'
+  | 'qBias'
+  | 'kBias'
+  | 'vBias'
+  | 'qNorm'
+  | 'kNorm'
+  | 'mlpNorm'
+  | 'gate'
+  | 'up'
+  | 'down';
+
 /** Names of the weights, the same for every file format. N is the layer, from 0. */
-export type WeightName =
-  | 'embed'
-  | 'outputNorm'
-  | 'output'
-  | `${number}.${'attnNorm' | 'q' | 'k' | 'v' | 'o' | 'qBias' | 'kBias' | 'vBias' | 'qNorm' | 'kNorm' | 'mlpNorm' | 'gate' | 'up' | 'down'}`;
+export type WeightName = 'embed' | 'outputNorm' | 'output' | `${number}.${LayerWeight}`;
 
 export interface TensorInfo {
   readonly name: WeightName;

@@ -36,6 +36,9 @@ export interface Forest {
   readonly firstSlot: Int32Array;
   /** (nodes + 1) where each node's page ids start in `pages`. */
   readonly pageBegin: Int32Array;
-  /** Physical page ids; token t of node n is in page pages[pageBegin[n] + ((firstSlot[n] + t) / pageSize | 0)]. */
+  /**
+   * Physical page ids; token t of node n is in page
+   * pages[pageBegin[n] + floor((firstSlot[n] + t) / pageSize)].
+   */
   readonly pages: Int32Array;
 }

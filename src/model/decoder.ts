@@ -5,7 +5,7 @@
  */
 import type { DecoderOps } from '../backend/ops.ts';
 
-/** Runs one step. On the CPU every worker calls this with its own `ops` (same program, many workers). */
+/** Runs one step. On the CPU every worker calls this with its own `ops`. */
 export function forward(ops: DecoderOps, layers: number): void {
   ops.embed();
   for (let layer = 0; layer < layers; layer++) {

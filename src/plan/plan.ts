@@ -30,7 +30,7 @@ export interface Plan {
   readonly taskSegment: Int32Array;
   /** (tasks + 1) first entry of each task in `destination`, one entry a row of the task. */
   readonly taskDestination: Int32Array;
-  /** Per task and row: -1 = the final output row, -2 = the task has nothing for the row, else the partial slot. */
+  /** Per task and row: -1 = the final output row, -2 = nothing, else the partial slot. */
   readonly destination: Int32Array;
 
   readonly segments: number;
@@ -61,7 +61,7 @@ export interface Plan {
   /** Estimated finish time of the busiest worker and the bound no schedule can beat, in us. */
   readonly makespanUs: number;
   readonly lowerBoundUs: number;
-  /** KV tokens read by all tasks, once for each KV head and layer (K and V), without re-reads from cache. */
+  /** KV tokens read by all tasks, for one KV head and layer. */
   readonly kvTokens: number;
 }
 
