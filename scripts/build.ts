@@ -5,6 +5,7 @@
  */
 import { cpSync, existsSync, readdirSync } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
+import { buildWasm } from './wasm.ts';
 
 const out = resolve(import.meta.dirname, '..');
 const root = findRoot(out);
@@ -18,3 +19,6 @@ function findRoot(from: string): string {
 for (const file of readdirSync(join(root, 'src'), { recursive: true, encoding: 'utf8' })) {
   if (/\.(c|h|cu|cuh)$/.test(file)) cpSync(join(root, 'src', file), join(out, 'src', file));
 }
+
+const kernels = 'src/backend/cpu/kernels';
+await buildWasm(join(root, kernels), join(out, kernels), join(root, 'node_modules/.cache'));
