@@ -56,6 +56,7 @@ export class ChatTemplate {
   render(messages: readonly ChatMessage[], options: ChatOptions = {}): string {
     checkMessages(messages);
     try {
+      // The library itself provides raise_exception and strftime_now.
       return this.#template.render({
         ...this.#roles,
         ...options.variables,
@@ -63,9 +64,6 @@ export class ChatTemplate {
         tools: options.tools ?? null,
         documents: null,
         add_generation_prompt: options.addGenerationPrompt ?? true,
-        raise_exception: (reason: string): never => {
-          throw new Error(reason);
-        },
       });
     } catch (cause) {
       throw new FlashForgeError(

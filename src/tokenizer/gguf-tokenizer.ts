@@ -18,7 +18,7 @@ const UNUSED = 5;
 const TURN_ENDS = new Set(['<|im_end|>', '<|eot_id|>', '<|eom_id|>', '<|endoftext|>', '</s>']);
 
 /** Keys and values of the file's header. */
-export type GgufMetadata = Readonly<Record<string, unknown>>;
+export type GgufMetadata = ReadonlyMap<string, unknown>;
 
 /** What the header says, checked. */
 interface Vocabulary {
@@ -31,7 +31,7 @@ interface Vocabulary {
  * @throws FlashForgeError 'model' naming the key that is missing, wrong or not supported.
  */
 export function ggufTokenizer(metadata: GgufMetadata, source: string): TokenizerParts {
-  const field = (name: string): unknown => metadata[`tokenizer.ggml.${name}`];
+  const field = (name: string): unknown => metadata.get(`tokenizer.ggml.${name}`);
   const tokens = list(field('tokens'), 'tokens', 'string', source) as readonly string[];
   const types =
     field('token_type') === undefined
@@ -212,7 +212,7 @@ function roles(
   for (let id = 0; id < tokens.length; id++) {
     if (types[id] === CONTROL && TURN_ENDS.has(tokens[id])) stopIds.add(id);
   }
-  const template = metadata['tokenizer.chat_template'];
+  const template = metadata.get('tokenizer.chat_template');
   const chatTemplate = typeof template === 'string' ? template : null;
   return { bosId, stopIds: [...stopIds], chatTemplate, roles: byRole };
 }
