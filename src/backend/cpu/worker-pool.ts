@@ -1,0 +1,137 @@
+/**
+ * A pool of worker threads that execute steps together with the calling thread (worker 0): every
+ * worker runs the same program on its share of the work and meets the others at barriers.
+ * @module
+ */
+import { once } from 'node:events';
+import { Worker } from 'node:worker_threads';
+import { FlashForgeError } from '../../base/errors.ts';
+import { BARRIER_BYTES, Barrier, StepAbandoned } from './barrier.ts';
+
+/** What every worker thread of a pool is started with. */
+export interface PoolWorkerData {
+  /** From 1 to workers - 1. */
+  readonly worker: number;
+  readonly workers: number;
+  readonly control: SharedArrayBuffer;
+  /** The program's own data. */
+  readonly program: unknown;
+}
+
+export interface PoolOptions {
+  /** Threads in all, the caller included. */
+  readonly workers: number;
+  /** The module that worker threads run; it must call `serveSteps`. */
+  readonly entry: URL;
+  /** Posted to every worker thread. */
+  readonly program: unknown;
+  /** How long a silent worker is waited for within a step; default two minutes. */
+  readonly patienceMs?: number;
+}
+
+/** Threads that execute steps. One step at a time; worker 0 is the thread that owns the pool. */
+export class WorkerPool {
+  readonly workers: number;
+  readonly barrier: Barrier;
+  readonly #threads: Worker[];
+  #lost: string | null = null;
+  #closed = false;
+
+  private constructor(threads: Worker[], barrier: Barrier) {
+    this.#threads = threads;
+    this.workers = threads.length + 1;
+    this.barrier = barrier;
+  }
+
+  /**
+   * Starts the threads and waits until all are ready.
+   * @throws FlashForgeError 'device' when one does not start.
+   */
+  static async start(options: PoolOptions): Promise<WorkerPool> {
+    const { workers, entry, program, patienceMs } = options;
+    const control = new SharedArrayBuffer(BARRIER_BYTES);
+    const threads: Worker[] = [];
+    for (let worker = 1; worker < workers; worker++) {
+      const workerData: PoolWorkerData = { worker, workers, control, program };
+      threads.push(new Worker(entry, { workerData, name: `flashforge-${worker}` }));
+    }
+    const pool = new WorkerPool(threads, new Barrier(control, workers, patienceMs));
+    try {
+      await Promise.all(threads.map((thread) => once(thread, 'message')));
+    } catch (cause) {
+      await pool.close();
+      throw new FlashForgeError(
+        'device',
+        `a worker thread did not start: ${(cause as Error).message}`,
+        { cause },
+      );
+    }
+    for (const thread of threads) pool.#watch(thread);
+    return pool;
+  }
+
+  /** A thread that ends by itself makes every later step fail; it never keeps the process alive. */
+  #watch(thread: Worker): void {
+    thread.unref();
+    thread.on('error', (error) => {
+      this.#lost ??= error.message;
+    });
+    thread.on('exit', () => {
+      if (!this.#closed) this.#lost ??= 'it ended by itself';
+    });
+  }
+
+  /**
+   * Runs one step: `task` here, and what `serveSteps` was given on every other worker.
+   * @throws FlashForgeError 'device' when a worker failed; the pool cannot be used afterwards.
+   */
+  step(task: () => void): void {
+    if (this.#closed) throw new FlashForgeError('device', 'the worker pool is closed');
+    if (this.#lost !== null) {
+      throw new FlashForgeError('device', `a worker thread failed: ${this.#lost}`);
+    }
+    const { barrier } = this;
+    if (this.workers > 1) barrier.begin();
+    let thrown: unknown = null;
+    try {
+      task();
+    } catch (error) {
+      thrown = error;
+      if (!(error instanceof StepAbandoned)) barrier.fail((error as Error).message);
+    }
+    if (this.workers > 1 && !barrier.finished()) barrier.fail('a worker does not answer');
+    const failure = barrier.failure();
+    if (failure === null) return;
+    this.#lost = failure;
+    if (thrown instanceof FlashForgeError) throw thrown;
+    throw new FlashForgeError('device', `a step failed: ${failure}`, { cause: thrown });
+  }
+
+  /** Ends all threads; a second call does nothing. */
+  async close(): Promise<void> {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.barrier.stop();
+    await Promise.all(this.#threads.map((thread) => thread.terminate()));
+  }
+}
+
+/**
+ * A worker thread's life: parks between steps and runs `step` for each. Returns when the pool is
+ * closed. `ready` is called once, before the first wait.
+ */
+export function serveSteps(barrier: Barrier, ready: () => void, step: () => void): void {
+  let last = 0;
+  ready();
+  for (;;) {
+    last = barrier.park(last);
+    if (last < 0) return;
+    try {
+      step();
+    } catch (error) {
+      if (!(error instanceof StepAbandoned)) barrier.fail((error as Error).message);
+    } finally {
+      barrier.finish();
+    }
+  }
+}

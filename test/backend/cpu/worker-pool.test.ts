@@ -1,0 +1,61 @@
+/**
+ * The worker pool: steps run on all workers, failures reach the caller, nothing hangs or leaks.
+ * @module
+ */
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { WorkerPool } from '../../../src/backend/cpu/worker-pool.ts';
+import { countRounds, MODE, MODES, ROUNDS } from './pool-worker.ts';
+
+const WORKERS = 3;
+
+async function startPool(): Promise<{ pool: WorkerPool; words: Int32Array }> {
+  const program = new SharedArrayBuffer(4 * (1 + WORKERS));
+  const entry = new URL('./pool-worker.js', import.meta.url);
+  const pool = await WorkerPool.start({ workers: WORKERS, entry, program, patienceMs: 500 });
+  return { pool, words: new Int32Array(program) };
+}
+
+test('all workers run each step and meet at every barrier', async () => {
+  const { pool, words } = await startPool();
+  for (let step = 0; step < 5; step++) pool.step(() => countRounds(pool.barrier, words, 0));
+  assert.deepEqual([...words.subarray(1)], new Array(WORKERS).fill(5 * ROUNDS));
+  await pool.close();
+  await pool.close();
+  assert.throws(() => pool.step(() => {}), { code: 'device', message: /closed/ });
+});
+
+test('a worker that throws fails the step with its message, and all later steps', async () => {
+  const { pool, words } = await startPool();
+  words[MODE] = MODES.throwInWorker;
+  const run = (): void => pool.step(() => countRounds(pool.barrier, words, 0));
+  assert.throws(run, { code: 'device', message: /share is rotten/ });
+  assert.throws(run, { code: 'device', message: /share is rotten/ });
+  await pool.close();
+});
+
+test('an error of worker 0 ends the step everywhere', async () => {
+  const { pool } = await startPool();
+  const run = (): void =>
+    pool.step(() => {
+      throw new Error('mine');
+    });
+  assert.throws(run, { code: 'device', message: /mine/ });
+  await pool.close();
+});
+
+test('a worker that vanishes is given up, not waited for', async () => {
+  const { pool, words } = await startPool();
+  words[MODE] = MODES.vanish;
+  const run = (): void => pool.step(() => countRounds(pool.barrier, words, 0));
+  assert.throws(run, { code: 'device', message: /does not answer/ });
+  await pool.close();
+});
+
+test('a worker module that cannot start is told clearly', async () => {
+  const entry = new URL('./no-such-file.js', import.meta.url);
+  await assert.rejects(WorkerPool.start({ workers: 2, entry, program: null }), {
+    code: 'device',
+    message: /did not start/,
+  });
+});
