@@ -1,0 +1,366 @@
+/**
+ * The prefix tree: every token sequence the cache knows, each shared prefix once. Nodes own runs
+ * of KV in pages; requests are paths. Matching, forking and splitting move no KV. What no path
+ * holds stays cached until pages run out, then the least recently used leaves go first.
+ * (RadixAttention, Zheng et al. 2024, with runs that may start and end inside a page.)
+ * @module
+ */
+import { assert, FlashForgeError } from '../base/errors.ts';
+import { ceilDiv } from '../base/math.ts';
+import { EvictionQueue, isEvictable } from './eviction-queue.ts';
+import { graft, type TreeEdits } from './graft.ts';
+import type { TreeNode } from './node.ts';
+import { canGrow, emptyNode, grow, splitNode, startAfter, tailRoom, truncate } from './node.ts';
+import { PagePool } from './page-pool.ts';
+import { Path } from './path.ts';
+
+/** What the cache knows of a token sequence, and what holding all of it would take. */
+export interface Match {
+  /** Leading tokens in the cache, and those of them whose KV is written. */
+  readonly length: number;
+  readonly computed: number;
+  /** Pages, at most, that holding the whole sequence would take from those now available. */
+  readonly pages: number;
+}
+
+export class PrefixTree {
+  readonly pool: PagePool;
+  /** One root per salt: sequences under different salts never share. */
+  readonly roots = new Map<string, TreeNode>();
+  /**
+   * Grows whenever a held part of the tree changes shape: a plan made for some paths stays valid
+   * while this and the set of paths stay the same, however far the leaves grow.
+   */
+  structureVersion = 0;
+  /** Tokens evicted so far. */
+  evictedTokens = 0;
+  #clock = 1;
+  readonly #queue = new EvictionQueue();
+  readonly #edits: TreeEdits = {
+    split: (node, count) => this.#split(node, count),
+    remove: (node) => this.#remove(node),
+    idle: (node) => this.#queueIfLeaf(node),
+  };
+
+  constructor(pages: number, pageSize: number) {
+    this.pool = new PagePool(pages, pageSize);
+  }
+
+  /** Pages that are free or can be made free by eviction. */
+  get availablePages(): number {
+    return this.pool.freePages + this.pool.idlePages;
+  }
+
+  /** Looks a sequence up without changing anything. */
+  match(tokens: ArrayLike<number>, salt = ''): Match {
+    const { pool } = this;
+    let node = this.roots.get(salt) ?? null;
+    let [at, computed, idle, lastPage, room] = [0, 0, 0, -1, 0];
+    while (node !== null) {
+      const child: TreeNode | undefined = node.children.get(tokens[at]);
+      const common = child === undefined ? 0 : commonLength(child, tokens, at);
+      if (child === undefined || common === 0) {
+        room = tailRoom(node, pool);
+        break;
+      }
+      if (computed === at) computed += Math.min(common, child.computed);
+      for (let page = 0; page * pool.pageSize < child.firstSlot + common; page++) {
+        const id = child.pages[page];
+        if (id !== lastPage && pool.busy[id] === 0) idle++;
+        lastPage = id;
+      }
+      at += common;
+      if (common < child.length) break;
+      node = child;
+    }
+    const fresh = ceilDiv(Math.max(0, tokens.length - at - room), pool.pageSize);
+    return { length: at, computed, pages: idle + fresh };
+  }
+
+  /**
+   * Holds a token sequence: matched tokens are shared, the rest gets pages and waits for its KV.
+   * @throws FlashForgeError 'out-of-pages' if eviction cannot free enough; nothing is held then.
+   */
+  insert(tokens: ArrayLike<number>, salt = ''): Path {
+    let root = this.roots.get(salt);
+    if (root === undefined) {
+      root = emptyNode(null, 0);
+      this.roots.set(salt, root);
+    }
+    const path = new Path(root);
+    this.#hold(root, null);
+    root.holds++;
+    try {
+      this.extend(path, tokens);
+    } catch (error) {
+      this.release(path);
+      throw error;
+    }
+    return path;
+  }
+
+  /**
+   * Continues a path by tokens that the cache may know already.
+   * @throws FlashForgeError 'out-of-pages'; the path is as before then.
+   */
+  extend(path: Path, tokens: ArrayLike<number>): void {
+    const tip = liveTip(path);
+    let node = tip;
+    let at = 0;
+    while (at < tokens.length) {
+      const child = node.children.get(tokens[at]);
+      if (child === undefined) break;
+      const common = commonLength(child, tokens, at);
+      at += common;
+      node = common < child.length ? this.#split(child, common) : child;
+    }
+    this.#moveTip(path, node);
+    try {
+      if (at < tokens.length) this.#place(path, tokens, at);
+    } catch (error) {
+      this.#moveTipUp(path, tip);
+      throw error;
+    }
+  }
+
+  /**
+   * Continues a path by one token whose KV is not computed yet (a sampled one). A sibling that
+   * starts with the same token does not disturb: the later one is private until its release.
+   * @throws FlashForgeError 'out-of-pages'; the path is as before then.
+   */
+  append(path: Path, token: number): void {
+    liveTip(path);
+    this.#one[0] = token;
+    this.#place(path, this.#one, 0);
+  }
+  readonly #one = new Int32Array(1);
+
+  /** A new path that shares the first `length` tokens of another one. */
+  fork(path: Path, length: number = path.length): Path {
+    assert(length >= 0 && length <= path.length, 'fork outside of the path');
+    let node = liveTip(path);
+    while (node.parent !== null && length <= node.start) node = node.parent;
+    if (length < node.end) node = this.#split(node, length - node.start);
+    this.#hold(node, null);
+    node.holds++;
+    return new Path(node);
+  }
+
+  /**
+   * The tokens that this path may compute next: from its first missing one to the end of the run
+   * that no other path is computing. Empty where the path is complete or has to wait. The range
+   * is the path's own until it is computed or the path is released.
+   */
+  claim(path: Path): { from: number; to: number } {
+    const from = path.computed;
+    let to = path.length;
+    for (let node = liveTip(path); node.end > from; node = node.parent!) {
+      if (node.writer === null) node.writer = path;
+      else if (node.writer !== path) to = Math.max(from, node.start);
+    }
+    return { from, to };
+  }
+
+  /** Gives up what the path claimed: it pauses, and others may need those tokens computed. */
+  unclaim(path: Path): void {
+    for (let node: TreeNode | null = liveTip(path); node !== null; node = node.parent) {
+      if (node.writer === path) node.writer = null;
+    }
+  }
+
+  /** Marks the tokens before position `computed` as written. */
+  commit(path: Path, computed: number): void {
+    for (let node = liveTip(path); node.parent !== null; node = node.parent) {
+      if (node.start >= computed) continue;
+      const count = Math.min(node.length, computed - node.start);
+      if (node.computed >= count) return;
+      node.computed = count;
+      if (count === node.length) node.writer = null;
+    }
+  }
+
+  /** Where the KV of the token at `position` lies: page * pageSize + slot. */
+  slotOf(path: Path, position: number): number {
+    let node = liveTip(path);
+    while (position < node.start) node = node.parent!;
+    const slot = node.firstSlot + position - node.start;
+    const page = Math.floor(slot / this.pool.pageSize);
+    return node.pages[page] * this.pool.pageSize + (slot - page * this.pool.pageSize);
+  }
+
+  /** Lets go of a path; what it computed stays cached, what it did not compute is forgotten. */
+  release(path: Path): void {
+    const tip = liveTip(path);
+    path.tip = null;
+    tip.holds--;
+    this.#letGo(tip, null, path);
+  }
+
+  /** Evicts everything that no path holds. */
+  evictAll(): void {
+    this.#evict(this.pool.pages);
+  }
+
+  /** Every node but the roots, parents first. */
+  *nodes(): Generator<TreeNode> {
+    const stack = [...this.roots.values()];
+    for (let node = stack.pop(); node !== undefined; node = stack.pop()) {
+      if (node.parent !== null) yield node;
+      stack.push(...node.allChildren());
+    }
+  }
+
+  /** Adds tokens from index `from` on below the path's tip, in place where nobody else ends. */
+  #place(path: Path, tokens: ArrayLike<number>, from: number): void {
+    const tip = liveTip(path);
+    const inPlace = tip.parent !== null && tip.refs === 1 && tip.isLeaf && canGrow(tip, this.pool);
+    const missing = tokens.length - from - tailRoom(tip, this.pool);
+    if (missing > 0) this.#makeRoom(ceilDiv(missing, this.pool.pageSize));
+    if (inPlace) {
+      tip.writer ??= path;
+      grow(tip, tokens, from, this.pool);
+      return;
+    }
+    const node = emptyNode(tip, tip.end);
+    node.refs = 1;
+    node.holds = 1;
+    node.writer = path;
+    startAfter(node, tip, this.pool);
+    grow(node, tokens, from, this.pool);
+    if (tip.children.has(tokens[from])) tip.privates.add(node);
+    else tip.children.set(tokens[from], node);
+    tip.holds--;
+    path.tip = node;
+    this.structureVersion++;
+  }
+
+  #makeRoom(pages: number): void {
+    if (this.pool.freePages >= pages) return;
+    if (this.availablePages >= pages) this.#evict(pages);
+    if (this.pool.freePages >= pages) return;
+    throw new FlashForgeError(
+      'out-of-pages',
+      `the KV cache has no room: ${pages} pages of ${this.pool.pageSize} tokens are needed, ` +
+        `${this.pool.freePages} of ${this.pool.pages} are free and the rest is in use`,
+    );
+  }
+
+  /** Evicts least recently used leaves, tail first, until `pages` pages are free. */
+  #evict(pages: number): void {
+    while (this.pool.freePages < pages) {
+      const leaf = this.#queue.pop();
+      if (leaf === null) return;
+      const drop = Math.min(leaf.pageCount, pages - this.pool.freePages);
+      const keep = (leaf.pageCount - drop) * this.pool.pageSize - leaf.firstSlot;
+      this.evictedTokens += leaf.length - Math.max(0, keep);
+      if (keep <= 0) this.#remove(leaf);
+      else {
+        truncate(leaf, keep, this.pool);
+        this.#queue.push(leaf);
+      }
+    }
+  }
+
+  #split(node: TreeNode, count: number): TreeNode {
+    if (node.refs > 0) this.structureVersion++;
+    return splitNode(node, count, this.pool);
+  }
+
+  /** Takes a leaf without references out of the tree. */
+  #remove(node: TreeNode): void {
+    assert(node.refs === 0 && node.isLeaf, 'removed node is in use');
+    const parent = node.parent!;
+    if (!parent.privates.delete(node)) {
+      parent.children.delete(node.tokens[0]);
+      promote(parent, node.tokens[0]);
+    }
+    truncate(node, 0, this.pool);
+    node.parent = null;
+    this.#queueIfLeaf(parent);
+  }
+
+  #queueIfLeaf(node: TreeNode): void {
+    if (isEvictable(node)) this.#queue.push(node);
+    else if (node.parent === null && node.refs === 0 && node.isLeaf) this.#forgetRoot(node);
+  }
+
+  #forgetRoot(root: TreeNode): void {
+    for (const [salt, node] of this.roots) if (node === root) this.roots.delete(salt);
+  }
+
+  /** Adds a reference to the nodes from `node` up to, not including, `top`. */
+  #hold(node: TreeNode, top: TreeNode | null): void {
+    for (let each: TreeNode | null = node; each !== top && each !== null; each = each.parent) {
+      if (each.refs++ > 0) continue;
+      for (let page = 0; page < each.pageCount; page++) this.pool.setBusy(each.pages[page], 1);
+    }
+  }
+
+  /** Moves a path's end down to a descendant of its tip. */
+  #moveTip(path: Path, node: TreeNode): void {
+    const tip = liveTip(path);
+    if (node === tip) return;
+    this.#hold(node, tip);
+    tip.holds--;
+    node.holds++;
+    path.tip = node;
+  }
+
+  #moveTipUp(path: Path, node: TreeNode): void {
+    const tip = liveTip(path);
+    if (node === tip) return;
+    tip.holds--;
+    node.holds++;
+    path.tip = node;
+    this.#letGo(tip, node, path);
+  }
+
+  /** Removes a path's reference from the nodes between `tip` and `top` (not included). */
+  #letGo(tip: TreeNode, top: TreeNode | null, path: Path): void {
+    const now = this.#clock++;
+    for (let node: TreeNode | null = tip; node !== top && node !== null; ) {
+      const parent: TreeNode | null = node.parent;
+      if (node.writer === path) node.writer = null;
+      node.lastUse = now;
+      if (node.refs === 1) {
+        for (let page = 0; page < node.pageCount; page++) this.pool.setBusy(node.pages[page], -1);
+      }
+      if (--node.refs === 0) this.#settle(node);
+      node = parent;
+    }
+  }
+
+  /** Brings a node that was just let go of into the shape of cached nodes. */
+  #settle(node: TreeNode): void {
+    if (node.parent === null) this.#queueIfLeaf(node);
+    else if (node.computed === 0) this.#remove(node);
+    else {
+      if (node.computed < node.length) truncate(node, node.computed, this.pool);
+      if (node.isPrivate) graft(node, this.#edits, this.pool);
+      else this.#queueIfLeaf(node);
+    }
+  }
+}
+
+function liveTip(path: Path): TreeNode {
+  assert(path.tip !== null, 'path was released');
+  return path.tip;
+}
+
+/** Lets a private child take the place of an ordinary one that began with the same token. */
+function promote(parent: TreeNode, token: number): void {
+  for (const child of parent.privates) {
+    if (child.tokens[0] !== token) continue;
+    parent.privates.delete(child);
+    parent.children.set(token, child);
+    return;
+  }
+}
+
+/** Tokens that a node has in common with tokens[at...]. */
+function commonLength(node: TreeNode, tokens: ArrayLike<number>, at: number): number {
+  const most = Math.min(node.length, tokens.length - at);
+  let count = 0;
+  while (count < most && node.tokens[count] === tokens[at + count]) count++;
+  return count;
+}
