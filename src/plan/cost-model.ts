@@ -1,0 +1,119 @@
+/**
+ * Cost of a work item: bilinear interpolation over the measured grid of a `CostProfile`, with a
+ * row table prepared once per planner so that one estimate costs a few nanoseconds. (Workload
+ * balancing after CoDec, "cost estimation": time as a function of query rows and KV length.)
+ * @module
+ */
+import { FlashForgeError } from '../base/errors.ts';
+import type { CostProfile } from './plan.ts';
+
+/** Estimates of one profile for a fixed GQA group; `rows` counts rows, not query vectors. */
+export class CostModel {
+  readonly itemUs: number;
+  readonly segmentUs: number;
+  readonly partialUs: number;
+  readonly taskRows: number;
+  readonly #tokens: Float64Array;
+  /** (taskRows + 1, tokens grid) us; row 0 is unused. */
+  readonly #table: Float64Array;
+
+  /**
+   * @param taskRows most rows of one task: estimates are for 1 to taskRows rows.
+   * @throws FlashForgeError 'input' if the profile's grid is not usable.
+   */
+  constructor(profile: CostProfile, groupSize: number, taskRows: number) {
+    checkProfile(profile);
+    this.itemUs = profile.itemUs;
+    this.segmentUs = profile.segmentUs;
+    this.partialUs = profile.partialUs;
+    this.taskRows = taskRows;
+    this.#tokens = Float64Array.from(profile.tokens);
+    const columns = profile.tokens.length;
+    this.#table = new Float64Array((taskRows + 1) * columns);
+    for (let rows = 1; rows <= taskRows; rows++) {
+      for (let k = 0; k < columns; k++) {
+        this.#table[rows * columns + k] = alongQueries(profile, rows * groupSize, k);
+      }
+    }
+  }
+
+  /** Time of `rows` rows (1 to taskRows) against `tokens` tokens without any fixed part, in us. */
+  us(rows: number, tokens: number): number {
+    const grid = this.#tokens;
+    const columns = grid.length;
+    const row = rows * columns;
+    if (tokens <= grid[0]) return (this.#table[row] * tokens) / grid[0];
+    let k = 1;
+    while (k < columns - 1 && tokens > grid[k]) k++;
+    if (columns === 1) return (this.#table[row] * tokens) / grid[0];
+    const low = this.#table[row + k - 1];
+    const slope = (this.#table[row + k] - low) / (grid[k] - grid[k - 1]);
+    return low + Math.max(0, slope) * (tokens - grid[k - 1]);
+  }
+
+  /** Like `us` for any number of rows: whole tiles of taskRows rows and a rest. */
+  usOfManyRows(rows: number, tokens: number): number {
+    const full = Math.floor(rows / this.taskRows);
+    const rest = rows - full * this.taskRows;
+    return (
+      (full > 0 ? full * this.us(this.taskRows, tokens) : 0) +
+      (rest > 0 ? this.us(rest, tokens) : 0)
+    );
+  }
+
+  /**
+   * Least us per token with which each number of rows 1 to taskRows can be served, over all
+   * lengths and all ways to spread the rows over tasks: entry r holds for r rows.
+   */
+  leastRates(): Float64Array {
+    const columns = this.#tokens.length;
+    const best = new Float64Array(this.taskRows + 1);
+    for (let rows = 1; rows <= this.taskRows; rows++) {
+      // On each linear piece us / tokens is monotone, so its least value lies on the grid or,
+      // beyond the grid, in the last slope.
+      let rate = Number.POSITIVE_INFINITY;
+      for (let k = 0; k < columns; k++) {
+        rate = Math.min(rate, this.#table[rows * columns + k] / this.#tokens[k]);
+      }
+      const far = this.#tokens[columns - 1] * 1e6;
+      rate = Math.min(rate, this.us(rows, far) / far);
+      for (let part = 1; part * 2 <= rows; part++) {
+        rate = Math.min(rate, best[part] + best[rows - part]);
+      }
+      best[rows] = rate;
+    }
+    return best;
+  }
+}
+
+/** Column k of the grid at `queries` vectors: linear in between, the last slope beyond. */
+function alongQueries(profile: CostProfile, queries: number, k: number): number {
+  const grid = profile.queries;
+  const last = grid.length - 1;
+  // Fewer vectors than the smallest tile measured cost what that tile costs.
+  if (queries <= grid[0] || last === 0) return profile.us[0][k];
+  let i = 1;
+  while (i < last && queries > grid[i]) i++;
+  const slope = (profile.us[i][k] - profile.us[i - 1][k]) / (grid[i] - grid[i - 1]);
+  return profile.us[i - 1][k] + Math.max(0, slope) * (queries - grid[i - 1]);
+}
+
+function checkProfile(profile: CostProfile): void {
+  const positive = (value: number): boolean => Number.isFinite(value) && value > 0;
+  const ascending = (grid: readonly number[]): boolean =>
+    grid.length > 0 &&
+    grid.every((value, i) => positive(value) && (i === 0 || value > grid[i - 1]));
+  const fail = (what: string): never => {
+    throw new FlashForgeError('input', `cost profile of ${profile.device}: ${what}`);
+  };
+  if (!ascending(profile.queries)) fail('queries must be ascending positive numbers');
+  if (!ascending(profile.tokens)) fail('tokens must be ascending positive numbers');
+  const shaped =
+    profile.us.length === profile.queries.length &&
+    profile.us.every((row) => row.length === profile.tokens.length && row.every(positive));
+  if (!shaped) fail('us must hold a positive number for each pair of queries and tokens');
+  for (const field of ['itemUs', 'segmentUs', 'partialUs'] as const) {
+    const value = profile[field];
+    if (!Number.isFinite(value) || value < 0) fail(`${field} must be a number of at least 0`);
+  }
+}
