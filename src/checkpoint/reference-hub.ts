@@ -144,18 +144,17 @@ async function openHub(
 ): Promise<HubListing> {
   const { modelInfo, listFiles } = await import('@huggingface/hub');
   const token = accessToken();
+  const headers = token === undefined ? {} : { Authorization: `Bearer ${token}` };
+  // The header is set here: the library refuses tokens of other servers than the hub's own.
   const limited: typeof fetch = (input, init) => {
     const limit = AbortSignal.timeout(PROBE_MS);
     return fetch(input, {
       ...init,
+      headers: { ...(init?.headers as Record<string, string>), ...headers },
       signal: signal === undefined ? limit : AbortSignal.any([signal, limit]),
     });
   };
-  const common = {
-    hubUrl: hubUrl(),
-    fetch: limited,
-    ...(token === undefined ? {} : { accessToken: token }),
-  };
+  const common = { hubUrl: hubUrl(), fetch: limited };
   try {
     const { repo, revision } = reference;
     const info = await modelInfo({
@@ -168,7 +167,6 @@ async function openHub(
     const recursive = reference.file?.includes('/') === true;
     const listing = listFiles({ ...common, repo, revision: info.sha, recursive });
     for await (const entry of listing) if (entry.type === 'file') entries.set(entry.path, entry);
-    const headers = token === undefined ? {} : { Authorization: `Bearer ${token}` };
     return { commit: info.sha, entries, headers };
   } catch (cause) {
     throw hubError(cause, reference, signal);
