@@ -6,8 +6,23 @@
 export const KERNELS = {
   /* cpu.c */
   ff_cpu_features: '>i',
-  /* linear.c, elementwise.c */
-  /* attention.c */
+  /* linear.c, linear-dense.c, repack.c */
+  ff_quantize_rows: 'ppiii',
+  ff_linear: 'ippppiiiiiiii',
+  ff_linear_dense: 'ippppiiiiiiii',
+  ff_repack: 'ippiiii',
+  /* elementwise.c */
+  ff_embed: 'ipppiii',
+  ff_rms_norm: 'pppiiif',
+  ff_rms_norm_quantize: 'pppiiif',
+  ff_swiglu: 'ppipiii',
+  ff_swiglu_quantize: 'ppipiii',
+  ff_logit_stats: 'pppiii',
+  /* attention.c, attention-merge.c, attention-rotate.c */
+  ff_attention_scratch: 'ii>i',
+  ff_attention_run: 'pii',
+  ff_attention_merge: 'pii',
+  ff_rotate_and_store: 'piiippf',
 } as const satisfies Record<string, string>;
 
 export type KernelName = keyof typeof KERNELS;

@@ -217,6 +217,19 @@ FF_INLINE void vf_store_bf16(uint16_t *p, vf x) {
   *(vh_mem *)p = vi_narrow((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
+/* Square root of x >= 0, without the library's error handling. */
+FF_INLINE float ff_sqrt(float x) {
+#if defined(__x86_64__)
+  return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x)));
+#elif defined(__aarch64__)
+  return vgetq_lane_f32(vsqrtq_f32(vdupq_n_f32(x)), 0);
+#elif defined(__wasm_simd128__)
+  return wasm_f32x4_extract_lane(wasm_f32x4_sqrt(wasm_f32x4_splat(x)), 0);
+#else
+  return __builtin_sqrtf(x);
+#endif
+}
+
 /* One half to float. */
 FF_INLINE float ff_f16(uint16_t h) {
 #if defined(FF_AVX512) || defined(FF_AVX2)
