@@ -1,0 +1,202 @@
+/*
+ * The register tile under partial attention: C += A x B for a few query vectors against the rows of
+ * a KV page. Both products of attention have this one shape. Scores are Q (vectors x headDim)
+ * times a transposed K page (headDim x 64 keys); outputs are P (vectors x keys) times a V page
+ * (keys x headDim). So keys, then head dimensions, lie in SIMD lanes, no transposition is needed,
+ * and the same code serves a node shared by hundreds of rows and one request's own tokens.
+ *
+ * Sizes are compile-time constants: only then do the accumulators stay in registers.
+ */
+#ifndef FF_ATTENTION_TILE_H
+#define FF_ATTENTION_TILE_H
+
+#include "simd.h"
+
+/* Sizes and offsets: as wide as an address on every target. */
+typedef intptr_t isize;
+
+/* Element types of KV pages. */
+enum { FF_KV_F32 = 0, FF_KV_F16 = 1, FF_KV_BF16 = 2 };
+
+/*
+ * Tile size: query vectors x SIMD vectors of accumulators, plus one row of B and one broadcast,
+ * must fit the register file (32 registers on AVX-512 and NEON, 16 on AVX2 and WebAssembly).
+ */
+#if defined(FF_AVX512) || defined(__aarch64__)
+enum { TILE_ROWS = 6, TILE_WIDTH = 4 };
+#elif defined(__wasm__)
+enum { TILE_ROWS = 4, TILE_WIDTH = 2 };
+#else
+enum { TILE_ROWS = 6, TILE_WIDTH = 2 };
+#endif
+
+/* One product: C (rows x width vectors) = C * alpha (or 0) + A x B over k in [begin, end). */
+struct tile_args {
+  float *c;
+  isize c_stride; /* floats */
+  const float *a;
+  isize a_stride; /* floats */
+  const char *b;
+  isize b_stride; /* bytes */
+  /* (rows) what C is scaled by first; a null pointer means that C starts at 0. */
+  const float *alpha;
+  isize begin;
+  isize end;
+  /* What to prefetch while reading B, laid out as B is; may be null. */
+  const char *next;
+};
+
+FF_INLINE float max_of_lanes(vf x) {
+#if LANES == 16
+  return _mm512_reduce_max_ps((__m512)x);
+#else
+  float best = x[0];
+  for (int i = 1; i < LANES; i++) best = x[i] > best ? x[i] : best;
+  return best;
+#endif
+}
+
+FF_INLINE float sum_of_lanes(vf x) {
+#if LANES == 16
+  return _mm512_reduce_add_ps((__m512)x);
+#else
+  float sum = x[0];
+  for (int i = 1; i < LANES; i++) sum += x[i];
+  return sum;
+#endif
+}
+
+FF_INLINE vf load_kv(const int type, const char *from) {
+  if (type == FF_KV_F16) return vf_load_f16((const uint16_t *)from);
+  if (type == FF_KV_BF16) return vf_load_bf16((const uint16_t *)from);
+  return vf_load((const float *)from);
+}
+
+FF_INLINE isize kv_bytes(const int type) {
+  return type == FF_KV_F32 ? 4 : 2;
+}
+
+FF_INLINE void tile_step(const int rows, const int width,
+                                                            const int type, vf (*acc)[TILE_WIDTH],
+                                                            const float *a, isize a_stride,
+                                                            const char *b) {
+  vf row[TILE_WIDTH];
+#pragma GCC unroll 4
+  for (int w = 0; w < width; w++) row[w] = load_kv(type, b + w * LANES * kv_bytes(type));
+#pragma GCC unroll 6
+  for (int r = 0; r < rows; r++) {
+    vf broadcast = vf_splat(a[r * a_stride]);
+#pragma GCC unroll 4
+    for (int w = 0; w < width; w++) acc[r][w] = vf_fma(broadcast, row[w], acc[r][w]);
+  }
+}
+
+/* With one or two rows a second set of accumulators hides the latency of the multiply-adds. */
+FF_INLINE void tile(const int rows, const int width, const int type,
+                    const struct tile_args *t) {
+  vf acc[TILE_ROWS][TILE_WIDTH];
+  vf odd[TILE_ROWS][TILE_WIDTH];
+  const int twice = rows <= 2;
+  const float *a = t->a + t->begin;
+  const char *b = t->b + t->begin * t->b_stride;
+  const char *next = t->next ? t->next + t->begin * t->b_stride : 0;
+  isize k = t->end - t->begin;
+#pragma GCC unroll 6
+  for (int r = 0; r < rows; r++) {
+#pragma GCC unroll 4
+    for (int w = 0; w < width; w++) {
+      acc[r][w] = t->alpha ? vf_load(t->c + r * t->c_stride + w * LANES) * vf_splat(t->alpha[r])
+                          : vf_splat(0.0f);
+      odd[r][w] = vf_splat(0.0f);
+    }
+  }
+  if (twice) {
+    for (; k > 1; k -= 2) {
+      tile_step(rows, width, type, acc, a, t->a_stride, b);
+      tile_step(rows, width, type, odd, a + 1, t->a_stride, b + t->b_stride);
+      if (next) {
+        for (isize i = 0; i < width * LANES * kv_bytes(type); i += 64) {
+          __builtin_prefetch(next + i, 0, 2);
+          __builtin_prefetch(next + t->b_stride + i, 0, 2);
+        }
+        next += 2 * t->b_stride;
+      }
+      a += 2;
+      b += 2 * t->b_stride;
+    }
+  }
+  for (; k > 0; k--) {
+    tile_step(rows, width, type, acc, a, t->a_stride, b);
+    if (next) {
+      for (isize i = 0; i < width * LANES * kv_bytes(type); i += 64)
+        __builtin_prefetch(next + i, 0, 2);
+      next += t->b_stride;
+    }
+    a++;
+    b += t->b_stride;
+  }
+#pragma GCC unroll 6
+  for (int r = 0; r < rows; r++) {
+#pragma GCC unroll 4
+    for (int w = 0; w < width; w++) {
+      vf sum = twice ? acc[r][w] + odd[r][w] : acc[r][w];
+      vf_store(t->c + r * t->c_stride + w * LANES, sum);
+    }
+  }
+}
+
+#define TILE_CASE(type, r, w) \
+  case (r) * 8 + (w): \
+    tile(r, w, type, t); \
+    break;
+#define TILE_CASES(type, w) \
+  TILE_CASE(type, 1, w) \
+  TILE_CASE(type, 2, w) \
+  TILE_CASE(type, 3, w) \
+  TILE_CASE(type, 4, w)
+#if defined(__wasm__)
+#define TILE_CASES_WIDE(type, w)
+#else
+#define TILE_CASES_WIDE(type, w) \
+  TILE_CASE(type, 5, w) \
+  TILE_CASE(type, 6, w)
+#endif
+
+/* The product over `vectors` SIMD vectors of columns, in tiles of TILE_WIDTH, then narrower ones. */
+#define TILE_PRODUCT(name, type) \
+  static __attribute__((noinline)) void name(int rows, int vectors, struct tile_args *t) { \
+    while (vectors > 0) { \
+      int width = vectors >= TILE_WIDTH ? TILE_WIDTH : vectors >= 2 ? 2 : 1; \
+      switch (rows * 8 + width) { \
+        TILE_CASES(type, 1) \
+        TILE_CASES_WIDE(type, 1) \
+        TILE_CASES(type, 2) \
+        TILE_CASES_WIDE(type, 2) \
+        TILE_CASES_4(type) \
+      } \
+      vectors -= width; \
+      t->c += width * LANES; \
+      t->b += width * LANES * kv_bytes(type); \
+      if (t->next) t->next += width * LANES * kv_bytes(type); \
+    } \
+  }
+#if defined(FF_AVX512) || defined(__aarch64__)
+#define TILE_CASES_4(type) TILE_CASES(type, 4) TILE_CASES_WIDE(type, 4)
+#else
+#define TILE_CASES_4(type)
+#endif
+
+TILE_PRODUCT(product_f32, FF_KV_F32)
+TILE_PRODUCT(product_f16, FF_KV_F16)
+TILE_PRODUCT(product_bf16, FF_KV_BF16)
+
+static inline void product(int type, int rows, int vectors, struct tile_args *t) {
+  if (type == FF_KV_F16)
+    product_f16(rows, vectors, t);
+  else if (type == FF_KV_BF16)
+    product_bf16(rows, vectors, t);
+  else
+    product_f32(rows, vectors, t);
+}
+
+#endif

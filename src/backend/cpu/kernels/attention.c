@@ -1,0 +1,357 @@
+/*
+ * Partial attention over a prefix tree (the paper's PAC): one worker's share of a plan.
+ *
+ * A work item keeps, for each of its query vectors, the running maximum m of the scores in base
+ * 2, the running sum l of 2^(score - m) and the running output o (FlashAttention's online
+ * softmax). It reads each KV page once and applies it to all of its query vectors, six at a time.
+ */
+#include "attention-image.h"
+
+enum { VECTORS = PAGE / LANES };
+enum { TILE_ROWS_PADDED = (TILE_ROWS + LANES - 1) / LANES * LANES };
+
+/* Pages that more than this many blocks of query vectors read are first copied to f32. */
+#ifndef WIDEN_BLOCKS
+#define WIDEN_BLOCKS 2
+#endif
+
+/* Which slots a block of query vectors sees: the union of its rows; empty where low >= high. */
+struct range {
+  isize low, high;
+};
+
+/* State of the work item in hand. */
+struct item {
+  const struct attention_image *image;
+  isize head_dim, group, vectors, row_begin;
+  int kv_type;
+  const char *keys, *values; /* of the item's layer and KV head, page 0 */
+  float *query;              /* (vectors, head_dim) scaled to base 2 */
+  float *output;             /* (vectors, head_dim) */
+  float *sum;                /* (vectors, LANES) parts of l in each lane */
+  float *maximum;            /* (vectors) */
+  float *alpha;              /* (vectors) what the last page scales the old output by */
+  float *score;              /* (vectors, PAGE) scores, then probabilities, of the last page */
+  struct range *seen;        /* (blocks) slots of the last page that the block sees */
+  float *wide;               /* (head_dim * PAGE) f32 copy of K or V of the page in hand */
+};
+
+/* The page in hand: its K, then its V, as the tiles read it. */
+struct page {
+  const char *data;
+  int type;
+  const char *next;    /* to prefetch; may be null */
+  isize next_offset;   /* bytes to the next page, 0 if there is none */
+  isize position;      /* of slot 0 */
+  isize begin, end;    /* slots that the segment covers */
+  int masked;          /* some row does not see all of them */
+};
+
+/* Binary logarithm of a positive normal number, absolute error below 1e-6. */
+static float log2_of(float x) {
+  union {
+    float value;
+    int32_t bits;
+  } u = {x};
+  int32_t exponent = (u.bits - 0x3f3504f3) >> 23;
+  u.bits -= exponent << 23;
+  /* log2(m) = 2 / ln 2 * atanh((m - 1) / (m + 1)) for m in [sqrt(1/2), sqrt(2)). */
+  float z = (u.value - 1.0f) / (u.value + 1.0f), z2 = z * z;
+  float series = 1.0f + z2 * (1 / 3.0f + z2 * (1 / 5.0f + z2 * (1 / 7.0f + z2 / 9.0f)));
+  return (float)exponent + 2.8853900818f * z * series;
+}
+
+/* Largest of the score vectors [first, last). */
+FF_INLINE float largest_score(const float *score, isize first, isize last) {
+  vf best = vf_load(score + first * LANES);
+  for (isize v = first + 1; v < last; v++) best = vf_max(best, vf_load(score + v * LANES));
+  return max_of_lanes(best);
+}
+
+/* Scores become probabilities relative to the maximum; returns their sums in each lane. */
+FF_INLINE vf exponentiate(float *score, isize first, isize last, float maximum) {
+  vf total = vf_splat(0.0f), shift = vf_splat(maximum);
+  for (isize v = first; v < last; v++) {
+    vf p = vf_exp2(vf_load(score + v * LANES) - shift);
+    vf_store(score + v * LANES, p);
+    total += p;
+  }
+  return total;
+}
+
+/*
+ * Online softmax of a block of query vectors over score vectors [first, last): the step that is
+ * long in latency and short in work, first for all rows, so that rows overlap. alpha becomes
+ * what the old outputs must be scaled by.
+ */
+FF_INLINE void update_softmax(const int rows, float *score, isize first, isize last,
+                              float *maximum, float *sum, float *alpha) {
+  float latest[TILE_ROWS], change[TILE_ROWS_PADDED] = {0};
+  for (int r = 0; r < rows; r++) {
+    float m = largest_score(score + r * PAGE, first, last);
+    latest[r] = m > maximum[r] ? m : maximum[r];
+    change[r] = maximum[r] - latest[r];
+    maximum[r] = latest[r];
+  }
+  for (int r = 0; r < rows; r += LANES) vf_store(change + r, vf_exp2(vf_load(change + r)));
+  for (int r = 0; r < rows; r++) {
+    alpha[r] = change[r];
+    vf total = exponentiate(score + r * PAGE, first, last, latest[r]);
+    vf_store(sum + r * LANES, vf_fma(vf_load(sum + r * LANES), vf_splat(alpha[r]), total));
+  }
+}
+
+/* Scores of slots outside [begin, end) become NO_SCORE... twice as low, so that their p is 0. */
+FF_INLINE void mask_scores(float *score, isize first, isize last, isize begin, isize end) {
+  for (isize v = first; v < last; v++) {
+    vi slot = vi_iota() + (int)(v * LANES);
+    vi seen = (slot >= (int)begin) & (slot < (int)end);
+    vf_store(score + v * LANES,
+             vf_select(seen, vf_load(score + v * LANES), vf_splat(2 * NO_SCORE)));
+  }
+}
+
+/* The slots of the page that the row may see: not after it, not before its window. */
+FF_INLINE void visible_slots(const struct item *it, const struct page *p, isize vector, isize *begin,
+                             isize *end) {
+  isize row = it->row_begin + vector / it->group;
+  isize own = INTS(it->image, row_position)[row] - p->position;
+  isize window = (isize)it->image->window;
+  *begin = p->begin;
+  *end = own + 1 < p->end ? own + 1 : p->end;
+  if (window > 0 && own - window + 1 > *begin) *begin = own - window + 1;
+  if (*begin >= *end) *begin = *end = 0;
+}
+
+/* Scores and probabilities of query vectors [vector, vector + rows), rows <= TILE_ROWS. */
+static struct range score_block(const struct item *it, const struct page *p, isize vector,
+                                int rows) {
+  isize begin[TILE_ROWS], end[TILE_ROWS];
+  struct range seen = {p->begin, p->end};
+  if (p->masked) {
+    seen = (struct range){PAGE, 0};
+    for (int r = 0; r < rows; r++) {
+      visible_slots(it, p, vector + r, &begin[r], &end[r]);
+      if (begin[r] == end[r]) continue;
+      if (begin[r] < seen.low) seen.low = begin[r];
+      if (end[r] > seen.high) seen.high = end[r];
+    }
+    if (seen.low >= seen.high) return seen;
+  }
+  isize first = seen.low / LANES, last = (seen.high + LANES - 1) / LANES;
+  isize skip = first * LANES * kv_bytes(p->type);
+  float *score = it->score + vector * PAGE;
+  struct tile_args scores = {
+      .c = score + first * LANES,
+      .c_stride = PAGE,
+      .a = it->query + vector * it->head_dim,
+      .a_stride = it->head_dim,
+      .b = p->data + skip,
+      .b_stride = PAGE * kv_bytes(p->type),
+      .end = it->head_dim,
+      .next = p->next ? p->next + skip : 0,
+  };
+  product(p->type, rows, (int)(last - first), &scores);
+
+  float *sum = it->sum + vector * LANES, *maximum = it->maximum + vector;
+  float *alpha = it->alpha + vector;
+  if (!p->masked && seen.low == 0 && seen.high == PAGE) {
+    update_softmax(rows, score, 0, VECTORS, maximum, sum, alpha);
+    return seen;
+  }
+  for (int r = 0; r < rows; r++)
+    mask_scores(score + r * PAGE, first, last, p->masked ? begin[r] : seen.low,
+                p->masked ? end[r] : seen.high);
+  update_softmax(rows, score, first, last, maximum, sum, alpha);
+  return seen;
+}
+
+/* Adds the block's probabilities times V to its outputs. */
+static void output_block(const struct item *it, const struct page *p, isize vector, int rows,
+                         struct range seen) {
+  struct tile_args outputs = {
+      .c = it->output + vector * it->head_dim,
+      .c_stride = it->head_dim,
+      .a = it->score + vector * PAGE,
+      .a_stride = PAGE,
+      .b = p->data,
+      .b_stride = it->head_dim * kv_bytes(p->type),
+      .alpha = it->alpha + vector,
+      .begin = seen.low,
+      .end = seen.high,
+      .next = p->next,
+  };
+  product(p->type, rows, (int)(it->head_dim / LANES), &outputs);
+}
+
+/*
+ * Many blocks read the page: copies it to f32 once, asking for the same place of the next page on
+ * the way. K and V share one buffer, which so stays in the first-level cache.
+ */
+static void widen(const struct item *it, struct page *p) {
+  isize kv = kv_bytes(p->type), count = it->head_dim * PAGE;
+  float *to = it->wide;
+  for (isize i = 0; i < count; i += 64) {
+    if (p->next)
+      for (isize j = 0; j < 64 * kv; j += 64) __builtin_prefetch(p->next + i * kv + j, 0, 2);
+    for (isize j = i; j < i + 64; j += LANES)
+      vf_store(to + j, load_kv(p->type, p->data + j * kv));
+  }
+  p->data = (const char *)to;
+  p->type = FF_KV_F32;
+  p->next = 0;
+}
+
+/* Applies a page to query vectors [begin, end), in blocks of nearly equal size. */
+static void attend_page(const struct item *it, struct page *p, const char *keys,
+                        const char *values, isize begin, isize end) {
+  isize blocks = (end - begin + TILE_ROWS - 1) / TILE_ROWS;
+  int wide = it->kv_type != FF_KV_F32 && blocks > WIDEN_BLOCKS;
+  for (int pass = 0; pass < 2; pass++) {
+    p->data = pass == 0 ? keys : values;
+    p->next = p->next_offset == 0 ? 0 : p->data + p->next_offset;
+    p->type = it->kv_type;
+    if (wide) widen(it, p);
+    for (isize b = 0; b < blocks; b++) {
+      isize vector = begin + (end - begin) * b / blocks;
+      int rows = (int)(begin + (end - begin) * (b + 1) / blocks - vector);
+      if (pass == 0)
+        it->seen[b] = score_block(it, p, vector, rows);
+      else if (it->seen[b].low < it->seen[b].high)
+        output_block(it, p, vector, rows, it->seen[b]);
+      p->next = 0;
+    }
+  }
+}
+
+/* Applies one segment to the rows it is for. */
+static void attend_segment(const struct item *it, isize segment) {
+  const struct attention_image *image = it->image;
+  isize node = INTS(image, segment_node)[segment];
+  isize length = INTS(image, length)[node];
+  isize begin = INTS(image, segment_begin)[segment];
+  isize end = INTS(image, segment_end)[segment];
+  if (end > length) end = length;
+  isize rows_begin = INTS(image, segment_row_begin)[segment];
+  isize rows_end = INTS(image, segment_row_end)[segment];
+  if (begin >= end || rows_begin >= rows_end) return;
+
+  const int32_t *position = INTS(image, row_position);
+  isize least = position[rows_begin], most = position[rows_begin];
+  for (isize row = rows_begin + 1; row < rows_end; row++) {
+    if (position[row] < least) least = position[row];
+    if (position[row] > most) most = position[row];
+  }
+  isize window = (isize)image->window;
+  isize offset = INTS(image, first_slot)[node];
+  const int32_t *pages = INTS(image, pages) + INTS(image, page_begin)[node];
+  isize stride = (isize)image->page_stride;
+  isize last = (offset + end - 1) / PAGE;
+  for (isize i = (offset + begin) / PAGE; i <= last; i++) {
+    isize here = i * PAGE - offset; /* token of the node in slot 0 */
+    struct page p;
+    p.position = INTS(image, start)[node] + here;
+    p.begin = begin > here ? begin - here : 0;
+    p.end = end - here < PAGE ? end - here : PAGE;
+    if (p.position + p.begin > most) return;
+    if (window > 0 && p.position + p.end - 1 <= least - window) continue;
+    p.masked = p.position + p.end - 1 > least ||
+               (window > 0 && p.position + p.begin <= most - window);
+    p.next_offset = i < last ? (pages[i + 1] - pages[i]) * stride : 0;
+    attend_page(it, &p, it->keys + pages[i] * stride, it->values + pages[i] * stride,
+                (rows_begin - it->row_begin) * it->group, (rows_end - it->row_begin) * it->group);
+  }
+}
+
+/* Fills the item's state: queries scaled so that scores are in base 2, nothing attended yet. */
+static void begin_item(const struct item *it, isize kv_head) {
+  const struct attention_image *image = it->image;
+  vf scale = vf_splat((float)image->scale);
+  for (isize v = 0; v < it->vectors; v++) {
+    isize row = it->row_begin + v / it->group;
+    const float *from = FLOATS(image, query) + row * (isize)image->input_stride +
+                        (kv_head * it->group + v % it->group) * it->head_dim;
+    for (isize i = 0; i < it->head_dim; i += LANES) {
+      vf_store(it->query + v * it->head_dim + i, vf_load(from + i) * scale);
+      vf_store(it->output + v * it->head_dim + i, vf_splat(0.0f));
+    }
+    vf_store(it->sum + v * LANES, vf_splat(0.0f));
+    it->maximum[v] = NO_SCORE;
+  }
+}
+
+/* Writes each vector's normalised output where the plan wants its row: final or partial. */
+static void end_item(const struct item *it, isize kv_head, const int32_t *destination) {
+  const struct attention_image *image = it->image;
+  isize heads = (isize)image->kv_heads * it->group;
+  for (isize v = 0; v < it->vectors; v++) {
+    isize slot = destination[v / it->group];
+    isize head = kv_head * it->group + v % it->group;
+    float sum = sum_of_lanes(vf_load(it->sum + v * LANES));
+    float *to;
+    if (slot == -2) continue;
+    if (slot == -1) {
+      isize row = it->row_begin + v / it->group;
+      to = FLOATS(image, output) + row * (isize)image->output_stride + head * it->head_dim;
+    } else {
+      to = FLOATS(image, partial) + (slot * heads + head) * it->head_dim;
+      FLOATS(image, partial_lse)[slot * heads + head] =
+          sum > 0 ? it->maximum[v] + log2_of(sum) : NO_SCORE;
+    }
+    vf factor = vf_splat(sum > 0 ? 1.0f / sum : 0.0f);
+    for (isize i = 0; i < it->head_dim; i += LANES)
+      vf_store(to + i, vf_load(it->output + v * it->head_dim + i) * factor);
+  }
+}
+
+/* Bytes of scratch memory that a worker needs for items of up to `vectors` query vectors. */
+FF_EXPORT int32_t ff_attention_scratch(int32_t head_dim, int32_t vectors) {
+  isize vector = 2 * head_dim + LANES + 2 + PAGE + (isize)(sizeof(struct range) / 4);
+  isize floats = vectors * vector + head_dim * PAGE + 8 * 16;
+  return (int32_t)(floats * 4);
+}
+
+/* Takes `count` floats, rounded up to whole cache lines, from scratch memory. */
+FF_INLINE float *take(float **scratch, isize count) {
+  float *taken = *scratch;
+  *scratch += (count + 15) & ~(isize)15;
+  return taken;
+}
+
+static void attend_item(const struct attention_image *image, isize layer, isize work, float *scratch) {
+  isize kv_heads = (isize)image->kv_heads;
+  isize task = work / kv_heads, kv_head = work % kv_heads;
+  isize base = layer * (isize)image->layer_stride + kv_head * (isize)image->head_stride;
+  struct item it;
+  it.image = image;
+  it.head_dim = (isize)image->head_dim;
+  it.group = (isize)image->group;
+  it.row_begin = INTS(image, task_row_begin)[task];
+  it.vectors = (INTS(image, task_row_end)[task] - it.row_begin) * it.group;
+  it.kv_type = (int)image->kv_type;
+  it.keys = (const char *)(uintptr_t)image->keys + base;
+  it.values = (const char *)(uintptr_t)image->values + base;
+  it.query = take(&scratch, it.vectors * it.head_dim);
+  it.output = take(&scratch, it.vectors * it.head_dim);
+  it.sum = take(&scratch, it.vectors * LANES);
+  it.maximum = take(&scratch, it.vectors);
+  it.alpha = take(&scratch, it.vectors);
+  it.score = take(&scratch, it.vectors * PAGE);
+  it.seen = (struct range *)take(&scratch, it.vectors * (isize)(sizeof(struct range) / 4));
+  it.wide = take(&scratch, it.head_dim * PAGE);
+
+  begin_item(&it, kv_head);
+  const int32_t *segments = INTS(image, task_segment);
+  for (isize s = segments[task]; s < segments[task + 1]; s++) attend_segment(&it, s);
+  end_item(&it, kv_head, INTS(image, destination) + INTS(image, task_destination)[task]);
+}
+
+/* Runs the worker's share of the plan's work items for one layer. */
+FF_EXPORT void ff_attention_run(const struct attention_image *image, int32_t layer,
+                                int32_t worker) {
+  float *scratch = (float *)((uintptr_t)image->scratch + worker * (uintptr_t)image->scratch_stride);
+  const int32_t *schedule = INTS(image, schedule);
+  isize end = INTS(image, worker_item)[worker + 1];
+  for (isize i = INTS(image, worker_item)[worker]; i < end; i++)
+    attend_item(image, layer, schedule[i], scratch);
+}

@@ -1,0 +1,158 @@
+/**
+ * Partial attention and merges against float64, native and WebAssembly: head sizes, GQA groups, KV
+ * types, nodes that start inside pages, causal chunks, windows, splits, extreme scores.
+ * @module
+ */
+import assert from 'node:assert/strict';
+import { after, test } from 'node:test';
+import type { AttentionShape, KvType } from '../../../src/backend/cpu/attention.ts';
+import { findCompiler } from '../../../src/backend/cpu/native-compiler.ts';
+import { createProvider, type Provider } from '../../../src/backend/cpu/provider.ts';
+import type { Forest } from '../../../src/kvcache/forest.ts';
+import { defaultProfile } from '../../../src/plan/default-profile.ts';
+import { DEFAULT_PLAN_OPTIONS, makePlan } from '../../../src/plan/make-plan.ts';
+import type { Plan, PlanOptions } from '../../../src/plan/plan.ts';
+import { AttentionCase, buildForest, type NodeSpec, randomNodes } from './attention-case.ts';
+
+/** K, V and the scaled queries are of order 1; sums are in f32. */
+const TOLERANCE = 5e-6;
+
+const hasCompiler = (await findCompiler()) !== null;
+const providers: Provider[] = [await createProvider({ provider: 'wasm' })];
+if (hasCompiler) providers.push(await createProvider({ provider: 'native' }));
+
+function plan(
+  forest: Forest,
+  shape: AttentionShape,
+  workers = 2,
+  options: Partial<PlanOptions> = {},
+): Plan {
+  const { kvHeads, groupSize, headDim } = shape;
+  return makePlan(forest, {
+    ...{ kvHeads, groupSize, headDim, workers, pageSize: 64 },
+    taskRows: Math.max(1, Math.floor(96 / groupSize)),
+    profile: defaultProfile('cpu', headDim),
+    options: { ...DEFAULT_PLAN_OPTIONS, ...options },
+  });
+}
+
+const shapeOf = (
+  headDim: number,
+  groupSize: number,
+  kvHeads: number,
+  kvType: KvType = 'f16',
+  window = 0,
+): AttentionShape => ({ headDim, groupSize, kvHeads, kvType, window });
+
+for (const provider of providers) {
+  const { kind } = provider;
+  const check = (shape: AttentionShape, nodes: NodeSpec[], seed = 1): void => {
+    const problem = new AttentionCase(provider, shape, buildForest(nodes), { seed });
+    const { forest } = problem;
+    for (const options of [{}, { flat: true }, { packing: false }, { division: false }]) {
+      const error = problem.error(plan(forest, shape, 2, options));
+      assert.ok(error <= TOLERANCE, `error ${error} with ${JSON.stringify({ options, shape })}`);
+    }
+  };
+
+  test(`${kind}: every head size, GQA group and KV type`, () => {
+    const types: KvType[] = ['f16', 'f32', 'bf16'];
+    let seed = 10;
+    for (const headDim of [16, 48, 64, 80, 96, 128, 256]) {
+      for (const [i, groupSize] of [1, 2, 3, 4, 5, 7, 8, 16].entries()) {
+        const nodes = randomNodes(seed++, 5, 150);
+        check(shapeOf(headDim, groupSize, 1 + (i % 2), types[seed % 3]), nodes, seed);
+      }
+    }
+  });
+
+  test(`${kind}: random trees with prefill chunks`, () => {
+    for (let seed = 100; seed < 112; seed++) {
+      check(shapeOf(64, 3, 2), randomNodes(seed, 12, 200), seed);
+    }
+  });
+
+  test(`${kind}: every alignment of a short node`, () => {
+    const shape = shapeOf(32, 3, 1);
+    for (let firstSlot = 0; firstSlot < 64; firstSlot += 5) {
+      for (const tokens of [1, 7, 63, 64, 65, 130]) {
+        check(shape, [
+          { parent: -1, tokens, firstSlot },
+          { parent: 0, tokens: 3, requests: [1, 2], firstSlot: (firstSlot + tokens) % 64 },
+        ]);
+      }
+    }
+  });
+
+  test(`${kind}: causal prefill of one request`, () => {
+    for (const rows of [1, 5, 64, 100]) {
+      check(shapeOf(64, 3, 1), [{ parent: -1, tokens: 100, requests: [rows], firstSlot: 9 }]);
+    }
+  });
+
+  test(`${kind}: sliding windows`, () => {
+    for (const window of [1, 17, 64, 100, 1000]) {
+      check(shapeOf(64, 3, 1, 'f16', window), randomNodes(window, 8, 180), window);
+    }
+  });
+
+  test(`${kind}: long nodes split over workers and merged`, () => {
+    const shape = shapeOf(64, 3, 1);
+    const leaves = Array.from({ length: 6 }, () => ({ parent: 0, tokens: 20, requests: [1] }));
+    const forest = buildForest([{ parent: -1, tokens: 3000, firstSlot: 5 }, ...leaves]);
+    const problem = new AttentionCase(provider, shape, forest);
+    const split = plan(forest, shape, 4);
+    assert.ok(split.merges > 0, 'the plan splits');
+    assert.ok(problem.error(split) <= TOLERANCE);
+  });
+
+  test(`${kind}: extreme scores give no NaN and stay within V`, () => {
+    const shape = shapeOf(64, 3, 1);
+    const forest = buildForest(randomNodes(5, 8, 300));
+    const sharp = new AttentionCase(provider, shape, forest, { queryScale: 20 });
+    assert.ok(sharp.error(plan(forest, shape)) < 1e-3);
+    for (const queryScale of [1e6, 1e20, 1e35]) {
+      const problem = new AttentionCase(provider, shape, forest, { queryScale });
+      const output = problem.run(plan(forest, shape, 4));
+      assert.ok(
+        output.every((x) => Math.abs(x) <= 2),
+        `scale ${queryScale}`,
+      );
+    }
+  });
+
+  test(`${kind}: rows that see nothing get zeros`, () => {
+    const shape = shapeOf(64, 3, 2);
+    const forest = buildForest([{ parent: -1, tokens: 70, requests: [1, 1] }]);
+    forest.rowPosition.fill(-1);
+    const problem = new AttentionCase(provider, shape, forest);
+    assert.ok(problem.run(plan(forest, shape)).every((x) => x === 0));
+  });
+
+  test(`${kind}: a plan image grows and keeps its address`, () => {
+    const shape = shapeOf(64, 3, 1);
+    const forest = buildForest(randomNodes(77, 40, 60));
+    const problem = new AttentionCase(provider, shape, forest);
+    const { address } = problem.image;
+    const small = plan(forest, shape, 1, { flat: true });
+    const large = plan(forest, shape, 8, { packing: false });
+    for (const each of [small, large, small]) assert.ok(problem.error(each) <= TOLERANCE);
+    assert.equal(problem.image.address, address);
+  });
+
+  test(`${kind}: results repeat bit for bit and do not depend on other requests`, () => {
+    const shape = shapeOf(64, 3, 1);
+    const nodes = randomNodes(31, 10, 200);
+    const problem = new AttentionCase(provider, shape, buildForest(nodes));
+    const whole = plan(problem.forest, shape);
+    assert.deepEqual(problem.run(whole), problem.run(whole));
+  });
+}
+
+test('native kernels were tested', { skip: hasCompiler ? false : 'no C compiler' }, () => {
+  assert.ok(providers.some((provider) => provider.kind === 'native'));
+});
+
+after(() => {
+  providers.length = 0;
+});
