@@ -1,0 +1,63 @@
+/**
+ * Where a command's output goes: people read stdout, or stderr when stdout carries JSON; remarks
+ * always go to stderr; a report goes to a file in one piece or not at all.
+ * @module
+ */
+import { accessSync, constants, existsSync } from 'node:fs';
+import { rename, rm, writeFile } from 'node:fs/promises';
+import { dirname, resolve } from 'node:path';
+import { FlashForgeError } from '../base/errors.ts';
+import type { Context } from './command.ts';
+import { usageError } from './parse-arguments.ts';
+
+const COLUMNS_DEFAULT = 80;
+
+/**
+ * @param json value of --json: undefined without it, '-' for standard output, else a file
+ * @throws FlashForgeError 'usage' for a file that cannot be written, before any work is done.
+ */
+export function makeContext(json: string | undefined, signal: AbortSignal): Context {
+  if (json === '') throw usageError('--json must be a file or -, got ""');
+  const toStdout = json === '-';
+  if (json !== undefined && !toStdout) checkWritable(json);
+  const stream = toStdout ? process.stderr : process.stdout;
+  return {
+    signal,
+    live: stream.isTTY === true,
+    columns: stream.columns ?? COLUMNS_DEFAULT,
+    wantsReport: json !== undefined,
+    write: (text) => void stream.write(text),
+    print: (line) => void stream.write(`${line}\n`),
+    note: (line) => void process.stderr.write(`${line}\n`),
+    report: async (value) => {
+      if (json === undefined) return;
+      const text = `${JSON.stringify(value, null, 2)}\n`;
+      if (toStdout) process.stdout.write(text);
+      else await writeWhole(json, text);
+    },
+  };
+}
+
+function checkWritable(path: string): void {
+  const folder = dirname(resolve(path));
+  try {
+    if (!existsSync(folder)) throw new Error('the folder does not exist');
+    accessSync(folder, constants.W_OK);
+  } catch (cause) {
+    const reason = (cause as NodeJS.ErrnoException).code ?? (cause as Error).message;
+    throw new FlashForgeError('usage', `--json cannot write ${path}: ${reason}`, { cause });
+  }
+}
+
+/** Writes a file by rename, so that nobody ever sees half of it. */
+export async function writeWhole(path: string, text: string): Promise<void> {
+  const temporary = `${path}.${process.pid}.tmp`;
+  try {
+    await writeFile(temporary, text);
+    await rename(temporary, path);
+  } catch (cause) {
+    await rm(temporary, { force: true });
+    const reason = (cause as NodeJS.ErrnoException).code ?? (cause as Error).message;
+    throw new FlashForgeError('io', `${path} cannot be written: ${reason}`, { cause });
+  }
+}
