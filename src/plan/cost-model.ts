@@ -46,19 +46,14 @@ export class CostModel {
     let k = 1;
     while (k < columns - 1 && tokens > grid[k]) k++;
     if (columns === 1) return (this.#table[row] * tokens) / grid[0];
-    const low = this.#table[row + k - 1];
-    const slope = (this.#table[row + k] - low) / (grid[k] - grid[k - 1]);
-    return low + Math.max(0, slope) * (tokens - grid[k - 1]);
+    return this.#table[row + k - 1] + this.#slope(rows, k) * (tokens - grid[k - 1]);
   }
 
-  /** Like `us` for any number of rows: whole tiles of taskRows rows and a rest. */
-  usOfManyRows(rows: number, tokens: number): number {
-    const full = Math.floor(rows / this.taskRows);
-    const rest = rows - full * this.taskRows;
-    return (
-      (full > 0 ? full * this.us(this.taskRows, tokens) : 0) +
-      (rest > 0 ? this.us(rest, tokens) : 0)
-    );
+  /** us per token between the grid's lengths k - 1 and k; never negative, whatever was measured. */
+  #slope(rows: number, k: number): number {
+    const at = rows * this.#tokens.length + k;
+    const step = this.#tokens[k] - this.#tokens[k - 1];
+    return Math.max(0, (this.#table[at] - this.#table[at - 1]) / step);
   }
 
   /**
@@ -75,8 +70,7 @@ export class CostModel {
       for (let k = 0; k < columns; k++) {
         rate = Math.min(rate, this.#table[rows * columns + k] / this.#tokens[k]);
       }
-      const far = this.#tokens[columns - 1] * 1e6;
-      rate = Math.min(rate, this.us(rows, far) / far);
+      if (columns > 1) rate = Math.min(rate, this.#slope(rows, columns - 1));
       for (let part = 1; part * 2 <= rows; part++) {
         rate = Math.min(rate, best[part] + best[rows - part]);
       }
@@ -112,8 +106,8 @@ function checkProfile(profile: CostProfile): void {
     profile.us.length === profile.queries.length &&
     profile.us.every((row) => row.length === profile.tokens.length && row.every(positive));
   if (!shaped) fail('us must hold a positive number for each pair of queries and tokens');
-  for (const field of ['itemUs', 'segmentUs', 'partialUs'] as const) {
-    const value = profile[field];
+  for (const field of ['itemUs', 'segmentUs', 'partialUs', 'mergeUs'] as const) {
+    const value = profile[field] ?? 0;
     if (!Number.isFinite(value) || value < 0) fail(`${field} must be a number of at least 0`);
   }
 }

@@ -4,21 +4,24 @@
  */
 import type { Forest } from '../kvcache/forest.ts';
 import type { CostModel } from './cost-model.ts';
-import type { Layout } from './row-tiling.ts';
+import { type Layout, roomFor } from './row-tiling.ts';
 
 /** What the work of one KV head is at least, whatever the tasks are. */
 export interface Work {
-  /** us of one KV head's work at the best rate each segment allows. */
+  /** us of one KV head's work at the best rate that each token's rows allow. */
   us: number;
   /** KV tokens that must be read; with `flat` a token counts once a request. */
   tokens: number;
 }
 
-/** Least us per token for 1 to taskRows rows, and per row and token for any number of rows. */
+/** Sums up the least work of forests; holds scratch memory. */
 export class LeastWork {
   readonly #cost: CostModel;
+  /** (taskRows + 1) least us per token for 1 to taskRows rows. */
   readonly #rate: Float64Array;
+  /** Least us per token and row, for any number of rows. */
   readonly #perRow: number;
+  #seen = new Int32Array(0);
 
   constructor(cost: CostModel) {
     this.#cost = cost;
@@ -32,54 +35,59 @@ export class LeastWork {
 
   /** Every node read once for all of its rows. */
   ofTree(forest: Forest): Work {
-    const { nodes, rowBegin, rowEnd, start, length, rowPosition } = forest;
+    const { nodes, rowBegin, rowEnd, length } = forest;
     const work = { us: 0, tokens: 0 };
     let lastRow = 0;
-    let coveredRows = 0;
+    let busyRows = 0;
     for (let node = 0; node < nodes; node++) {
-      const rows = rowEnd[node] - rowBegin[node];
-      if (rows <= 0 || length[node] === 0) continue;
-      const end = start[node] + length[node];
-      let pairs = 0;
-      let seen = 0;
-      for (let row = rowBegin[node]; row < rowEnd[node]; row++) {
-        const tokens = Math.min(end, rowPosition[row] + 1) - start[node];
-        if (tokens <= 0) continue;
-        pairs += tokens;
-        if (tokens > seen) seen = tokens;
-      }
-      if (seen === 0) continue;
-      work.tokens += seen;
-      const full = pairs === seen * rows && rows < this.#rate.length;
-      work.us += full ? this.#rate[rows] * seen : this.#perRow * pairs;
-      work.us += this.#cost.segmentUs;
-      coveredRows += Math.max(0, rowEnd[node] - Math.max(lastRow, rowBegin[node]));
-      lastRow = Math.max(lastRow, rowEnd[node]);
+      const [begin, end] = [rowBegin[node], rowEnd[node]];
+      if (end <= begin || length[node] === 0) continue;
+      const tokens = this.#add(work, forest, node, begin, end);
+      if (tokens === 0) continue;
+      work.tokens += tokens;
+      busyRows += Math.max(0, end - Math.max(lastRow, begin));
+      lastRow = Math.max(lastRow, end);
     }
-    work.us += this.#cost.itemUs * Math.ceil(coveredRows / this.#cost.taskRows);
+    work.us += this.#cost.itemUs * Math.ceil(busyRows / this.#cost.taskRows);
     return work;
   }
 
   /** Every list of a flat layout by itself. */
   ofFlat(layout: Layout): Work {
     const work = { us: 0, tokens: 0 };
-    const { start } = layout.forest;
     for (let s = 0; s < layout.segments; s++) {
-      const rows = layout.segmentRowEnd[s] - layout.segmentRowBegin[s];
-      const first = start[layout.segmentNode[s]];
-      work.tokens += layout.segmentTokens[s];
-      work.us += this.#cost.segmentUs;
-      if (layout.segmentFull[s] === 1) {
-        work.us += this.#rate[rows] * layout.segmentTokens[s];
-        continue;
-      }
-      for (let row = layout.segmentRowBegin[s]; row < layout.segmentRowEnd[s]; row++) {
-        const position = layout.forest.rowPosition[row];
-        const tokens = Math.min(layout.segmentTokens[s], Math.max(0, position - first + 1));
-        work.us += this.#perRow * tokens;
-      }
+      const [begin, end] = [layout.segmentRowBegin[s], layout.segmentRowEnd[s]];
+      work.tokens += this.#add(work, layout.forest, layout.segmentNode[s], begin, end);
     }
     work.us += this.#cost.itemUs * layout.lists;
     return work;
+  }
+
+  /** Adds the time of rows begin <= r < end against `node`; returns the tokens they see. */
+  #add(work: Work, forest: Forest, node: number, begin: number, end: number): number {
+    const { rowPosition } = forest;
+    const first = forest.start[node];
+    const rows = end - begin;
+    this.#seen = roomFor(this.#seen, rows);
+    let [least, most] = [forest.length[node], 0];
+    for (let row = begin; row < end; row++) {
+      const seen = Math.max(0, Math.min(forest.length[node], rowPosition[row] - first + 1));
+      this.#seen[row - begin] = seen;
+      if (seen < least) least = seen;
+      if (seen > most) most = seen;
+    }
+    if (most === 0) return 0;
+    work.us += this.#cost.segmentUs + least * this.#rateOf(rows);
+    if (least === most) return most;
+    // Ascending: between the i-th and the next count, rows - i - 1 rows see each token.
+    const counts = this.#seen.subarray(0, rows).sort();
+    for (let i = 0; i + 1 < rows; i++) {
+      work.us += (counts[i + 1] - counts[i]) * this.#rateOf(rows - i - 1);
+    }
+    return most;
+  }
+
+  #rateOf(rows: number): number {
+    return rows < this.#rate.length ? this.#rate[rows] : rows * this.#perRow;
   }
 }

@@ -34,6 +34,8 @@ export interface ReusablePlan extends Plan {
  * parts and merges.
  */
 const ROUNDS_TRIED = 4;
+/** Rounds whose workers are busy to this share need no more pieces. */
+const FULL_ROUNDS = 0.94;
 /** A stream reads shared nodes out of step, so that it must be better by this factor. */
 const STREAM_GAIN = 0.97;
 
@@ -82,10 +84,8 @@ export class Planner {
     this.#search(forest);
 
     const layout = this.#bestLayout;
-    if (!this.#fresh) {
-      this.#pricer.price(layout, this.#best);
-      this.#scheduler.assign(this.#best);
-    }
+    if (!this.#fresh) this.#pricer.price(layout, this.#best);
+    if (!this.#fresh || !this.#scheduler.assigned) this.#scheduler.assign(this.#best);
     const part = emitTasks(layout, this.#best, this.#pricer, this.#hasChild);
     const merge = planMerges(forest.rows, part, this.#pricer);
     const items = scheduleItems(this.#best, this.#scheduler, kvHeads, workers);
@@ -124,29 +124,39 @@ export class Planner {
 
   /** Tries layouts and divisions; leaves the best in bestLayout and best. */
   #search(forest: Forest): void {
-    const { kvHeads, workers, taskRows, options } = this.spec;
+    const { taskRows, options } = this.spec;
     const [joined, other, trunk] = this.#layouts;
     this.#bestUs = Number.POSITIVE_INFINITY;
     if (options.flat) {
       this.#tiler.flat(forest, taskRows, joined);
-      return this.#divide(joined);
+      this.#divide(joined);
+      return;
     }
     if (!options.packing) {
       this.#tiler.apart(forest, taskRows, joined);
-      return this.#divide(joined);
+      this.#divide(joined);
+      return;
     }
     this.#tiler.joined(forest, taskRows, joined);
     // Before the tiler forgets these tiles: a trunk of its own, where their borders cost much.
     const hasTrunk = this.#tiler.trunkApart(forest, taskRows, trunk);
     this.#divide(joined);
     if (hasTrunk) this.#divide(trunk);
-    const room = Math.floor(workers / kvHeads);
-    const rows = Math.ceil(forest.rows / Math.max(1, room));
-    if (options.division && joined.lists < room && rows < taskRows) {
-      // Lower tiles need no merge; the shared nodes are read more often instead.
-      this.#tiler.joined(forest, rows, other);
-      this.#divide(other);
-    }
+    if (options.division) this.#tryLowerTiles(forest, joined.lists, other);
+  }
+
+  /**
+   * Where the tiles leave workers idle: tiles of fewer rows, so that there is one for each worker
+   * in each round. They need no merge; the shared nodes are read more often instead.
+   */
+  #tryLowerTiles(forest: Forest, lists: number, out: Layout): void {
+    const { kvHeads, workers, taskRows } = this.spec;
+    const rounds = Math.ceil((lists * kvHeads) / workers);
+    const wanted = Math.floor((rounds * workers) / kvHeads);
+    const rows = Math.ceil(forest.rows / Math.max(1, wanted));
+    if (lists >= wanted * FULL_ROUNDS || rows >= taskRows) return;
+    this.#tiler.joined(forest, rows, out);
+    this.#divide(out);
   }
 
   /** Tries the divisions of one layout. */
@@ -171,7 +181,7 @@ export class Planner {
       }
       const used = (parts * kvHeads) / (round * workers);
       const streamUs = round * ((total + layout.lists * itemUs) / parts + itemUs);
-      if (layout.lists === 1 || used < 0.9 || streams === 2) continue;
+      if (layout.lists === 1 || used < FULL_ROUNDS || streams === 2) continue;
       if (streamUs >= this.#bestUs * STREAM_GAIN) continue;
       streams++;
       this.#cutter.stream(layout, parts, this.#trial);
@@ -192,7 +202,8 @@ export class Planner {
   /** Prices the trial and keeps it if its makespan is below `gain` x the best so far. */
   #consider(layout: Layout, gain: number): void {
     this.#pricer.price(layout, this.#trial);
-    const us = this.#scheduler.assign(this.#trial);
+    const mergeUs = this.#pricer.partials > 0 ? (this.spec.profile.mergeUs ?? 0) : 0;
+    const us = this.#scheduler.makespan(this.#trial) + mergeUs;
     this.#fresh = us < this.#bestUs * gain;
     if (!this.#fresh) return;
     this.#bestUs = us;

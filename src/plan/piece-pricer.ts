@@ -15,8 +15,10 @@ export class PiecePricer {
   /** Rows of the part last looked at by `partRows`. */
   rowBegin = 0;
   rowEnd = 0;
-  /** True if no row needs a merge. */
+  /** True if each row has all of its tokens in one piece: rowPieces is not filled then. */
   whole = true;
+  /** Partial results that the pieces write, of one KV head. */
+  partials = 0;
 
   constructor(cost: CostModel) {
     this.#cost = cost;
@@ -26,6 +28,7 @@ export class PiecePricer {
   price(layout: Layout, pieces: Pieces): void {
     const { segmentUs } = layout;
     this.whole = layout.disjoint && pieces.count === layout.lists;
+    this.partials = 0;
     if (!this.whole) this.#countPieces(layout, pieces);
     for (let unit = 0; unit < pieces.units; unit++) {
       let sum = 0;
@@ -34,7 +37,11 @@ export class PiecePricer {
         const last = pieces.lastSegment[piece];
         let us = this.#cost.itemUs + segmentUs[last + 1] - segmentUs[first];
         us += this.#endsUs(layout, pieces, piece, first, last);
-        if (!this.whole) us += this.#partials(layout, pieces, piece) * this.#cost.partialUs;
+        if (!this.whole) {
+          const partials = this.#partials(layout, pieces, piece);
+          this.partials += partials;
+          us += partials * this.#cost.partialUs;
+        }
         pieces.pieceUs[piece] = us;
         sum += us;
       }
@@ -82,17 +89,7 @@ export class PiecePricer {
   #partUs(layout: Layout, segment: number, from: number, to: number): number {
     this.partRows(layout, segment, from);
     const rows = this.rowEnd - this.rowBegin;
-    let tokens = to - from;
-    if (layout.segmentFull[segment] === 0) {
-      const { rowPosition, start } = layout.forest;
-      const first = start[layout.segmentNode[segment]] + from;
-      let pairs = 0;
-      for (let row = this.rowBegin; row < this.rowEnd; row++) {
-        pairs += Math.min(to - from, Math.max(0, rowPosition[row] - first + 1));
-      }
-      tokens = pairs / rows;
-    }
-    return this.#cost.us(rows, tokens) + this.#cost.segmentUs;
+    return this.#cost.us(rows, to - from) + this.#cost.segmentUs;
   }
 
   #countPieces(layout: Layout, pieces: Pieces): void {

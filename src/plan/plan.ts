@@ -111,4 +111,6 @@ export interface CostProfile {
   readonly segmentUs: number;
   /** Writing and merging one partial (one row, one KV head's group), us. */
   readonly partialUs: number;
+  /** Added once if any row needs a merge (a barrier or another's wait), us; default 0. */
+  readonly mergeUs?: number;
 }

@@ -64,25 +64,22 @@ export class Layout {
     const { start, length, rowPosition } = this.forest;
     const first = start[node];
     let tokens = length[node];
-    let us = 0;
     let full = 1;
-    if (first + tokens - 1 <= leastPosition) {
-      us = cost.us(end - begin, tokens);
-    } else {
+    if (first + tokens - 1 > leastPosition) {
       while (begin < end && rowPosition[begin] < first) begin++;
       while (begin < end && rowPosition[end - 1] < first) end--;
       if (begin === end) return;
-      let pairs = 0;
-      let most = 0;
+      let [least, most] = [tokens, 0];
       for (let row = begin; row < end; row++) {
-        const seen = Math.min(tokens, Math.max(0, rowPosition[row] - first + 1));
-        pairs += seen;
+        const seen = Math.min(tokens, rowPosition[row] - first + 1);
         if (seen > most) most = seen;
+        if (seen < least) least = seen;
       }
       tokens = most;
-      full = pairs === most * (end - begin) ? 1 : 0;
-      us = cost.us(end - begin, pairs / (end - begin));
+      full = least === most ? 1 : 0;
     }
+    // A kernel works on all rows up to the last token that any of them sees.
+    const us = cost.us(end - begin, tokens);
     if (this.segments + 1 >= this.segmentNode.length) this.#grow();
     const s = this.segments++;
     this.segmentNode[s] = node;
@@ -250,7 +247,7 @@ export class RowTiler {
     return Math.max(0, 2 * cost.us(half, tokens) - whole) + cost.segmentUs;
   }
 
-  /** Tiles the rows of `nodes[from..to)`, which stand in depth-first order, and adds their lists. */
+  /** Tiles the rows of nodes[from..to), which stand in depth-first order; adds their lists. */
   #tileNodes(nodes: Int32Array, from: number, to: number, taskRows: number, out: Layout): void {
     if (from === to) return;
     const { rowBegin, rowEnd } = out.forest;

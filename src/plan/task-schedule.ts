@@ -36,6 +36,20 @@ export class TaskScheduler {
     return this.#load;
   }
 
+  /** True if the last `makespan` left the assignment in `order` and `worker`. */
+  assigned = false;
+
+  /** The makespan in us; the assignment itself is only made where it takes one to know. */
+  makespan(pieces: Pieces): number {
+    this.assigned = pieces.units * this.#heads > this.#workers || !this.#longestFirst;
+    if (this.assigned) return this.assign(pieces);
+    let most = 0;
+    for (let unit = 0; unit < pieces.units; unit++) {
+      if (pieces.unitUs[unit] > most) most = pieces.unitUs[unit];
+    }
+    return most;
+  }
+
   /** Fills `order` and `worker` and returns the makespan in us. */
   assign(pieces: Pieces): number {
     const count = pieces.units * this.#heads;

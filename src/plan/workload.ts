@@ -26,6 +26,8 @@ export interface Workload {
 /** Positions and page indices are 32-bit, so that a path may hold this many tokens at most. */
 const PATH_TOKENS_MAX = 2 ** 30;
 const NODES_MAX = 2 ** 22;
+/** Page ids of one workload: half a gigabyte. */
+const PAGES_MAX = 2 ** 27;
 const HEADS_MAX = 1024;
 const HEAD_DIM_MAX = 1024;
 
@@ -131,7 +133,7 @@ export interface WorkloadForest {
  * One decode step over a workload: a row a request, at the last token of its path. Nodes are put
  * into depth-first order, requests that end at a node before those below it, and every node
  * starts in a new page; page ids are consecutive.
- * @param withPages false leaves `pages` empty, for plans only: they need no page ids.
+ * @param withPages false leaves `pageBegin` and `pages` empty: plans need no page ids.
  * @throws FlashForgeError 'input' if the page ids would not fit into memory.
  */
 export function workloadForest(
@@ -163,23 +165,30 @@ export function workloadForest(
   };
   const requestRow = placeRows(forest, workload, order, nodeIndex);
   let pages = 0;
-  for (let index = 0; index < nodes; index++) {
-    pages += ceilDiv(forest.length[index], pageSize);
-    forest.pageBegin[index + 1] = pages;
-  }
-  if (withPages) {
-    if (pages > 2 ** 27) {
-      const rule = `at most ${2 ** 27} are possible here`;
-      const message = `workload ${show(workload.name)} needs ${pages} pages, ${rule}`;
-      throw new FlashForgeError('input', message);
-    }
-    forest.pages = Int32Array.from({ length: pages }, (_, page) => page);
-  }
+  for (let index = 0; index < nodes; index++) pages += ceilDiv(forest.length[index], pageSize);
+  if (withPages) addPages(forest, workload.name, pages, pageSize);
   for (let i = 0; i < requests.length; i++) {
     const node = nodeIndex[requests[i]];
     forest.rowPosition[requestRow[i]] = forest.start[node] + tokens[requests[i]] - 1;
   }
   return { forest, pages, requestRow, nodeIndex };
+}
+
+function addPages(
+  forest: { -readonly [field in keyof Forest]: Forest[field] },
+  name: string,
+  pages: number,
+  pageSize: number,
+): void {
+  if (pages > PAGES_MAX) {
+    const rule = `at most ${PAGES_MAX} are possible`;
+    const message = `workload ${show(name)} needs ${pages} pages, ${rule}`;
+    throw new FlashForgeError('input', message);
+  }
+  for (let node = 0; node < forest.nodes; node++) {
+    forest.pageBegin[node + 1] = forest.pageBegin[node] + ceilDiv(forest.length[node], pageSize);
+  }
+  forest.pages = Int32Array.from({ length: pages }, (_, page) => page);
 }
 
 /** The nodes in depth-first order, children in the file's order. */

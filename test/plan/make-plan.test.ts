@@ -5,10 +5,17 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
+import { CostModel } from '../../src/plan/cost-model.ts';
 import { defaultProfile } from '../../src/plan/default-profile.ts';
-import { DEFAULT_PLAN_OPTIONS, makePlan } from '../../src/plan/make-plan.ts';
-import type { CostProfile, PlanOptions, PlanSpec } from '../../src/plan/plan.ts';
+import { DEFAULT_PLAN_OPTIONS, makePlan, Planner } from '../../src/plan/make-plan.ts';
+import {
+  type CostProfile,
+  OPEN_END,
+  type PlanOptions,
+  type PlanSpec,
+} from '../../src/plan/plan.ts';
 import { executePlan } from '../../src/plan/reference-executor.ts';
+import { parseWorkloads, workloadForest } from '../../src/plan/workload.ts';
 import { checkPlan, directAttention, randomInput } from '../helpers/plan-checks.ts';
 import { randomForest } from '../helpers/random-forest.ts';
 
@@ -81,3 +88,191 @@ for (const [name, options] of Object.entries(OPTIONS)) {
     );
   });
 }
+
+test('the makespan is at most twice the lower bound and two grains', () => {
+  fc.assert(
+    fc.property(shapes, specs, (shape, partial) => {
+      const { forest } = randomForest(shape.seed, { ...shape, tokens: shape.tokens * 20 });
+      if (forest.rows === 0) return;
+      const spec = { ...partial, headDim: 64, pageSize: shape.pageSize };
+      const plan = makePlan(forest, { ...spec, options: DEFAULT_PLAN_OPTIONS });
+      const { profile, taskRows, groupSize } = spec;
+      // A grain is what cannot be divided: a page for a full tile, fixed parts, its partials.
+      const page = new CostModel(profile, groupSize, taskRows).us(taskRows, shape.pageSize);
+      const fixed = profile.itemUs + 4 * profile.segmentUs + taskRows * profile.partialUs;
+      assert.ok(plan.makespanUs <= 2 * plan.lowerBoundUs + 2 * (page + fixed));
+      assert.ok(plan.makespanUs >= plan.lowerBoundUs * 0.999);
+    }),
+    { numRuns: 400, seed: 3 },
+  );
+});
+
+const workload = (nodes: [number, number][], requests: number[], heads = [32, 8]) =>
+  parseWorkloads(
+    JSON.stringify([
+      {
+        name: 'test',
+        nodes: nodes.map(([parent, tokens]) => ({ parent, tokens })),
+        requests,
+        q_heads: heads[0],
+        kv_heads: heads[1],
+        head_dim: 128,
+      },
+    ]),
+  )[0];
+
+const spec = (overrides: Partial<PlanSpec>): PlanSpec => ({
+  kvHeads: 8,
+  groupSize: 4,
+  headDim: 128,
+  pageSize: 16,
+  workers: 132,
+  taskRows: 16,
+  profile: defaultProfile('cuda', 128),
+  options: DEFAULT_PLAN_OPTIONS,
+  ...overrides,
+});
+
+test('a long shared document keeps all workers busy and is cut at page borders', () => {
+  const leaves = Array.from({ length: 16 }, (): [number, number] => [0, 2048]);
+  const tree = workload(
+    [[-1, 120_000], ...leaves],
+    leaves.map((_, i) => i + 1),
+  );
+  const { forest } = workloadForest(tree, 16);
+  const plan = makePlan(forest, spec({}));
+  assert.ok(plan.makespanUs < 1.05 * plan.lowerBoundUs);
+  for (let s = 0; s < plan.segments; s++) {
+    assert.equal(plan.segmentBegin[s] % 16, 0);
+    if (plan.segmentEnd[s] !== OPEN_END) assert.equal(plan.segmentEnd[s] % 16, 0);
+  }
+});
+
+test('all row tiles of a shared document run its parts at the same time', () => {
+  const leaves = Array.from({ length: 64 }, (): [number, number] => [0, 128]);
+  const tree = workload(
+    [[-1, 500_000], ...leaves],
+    leaves.map((_, i) => i + 1),
+  );
+  const { forest } = workloadForest(tree, 16);
+  const plan = makePlan(forest, spec({}));
+  // The tiles that read the document from one token on stand at one place of their workers' lists.
+  const places = new Map<number, Set<number>>();
+  for (let worker = 0; worker < plan.workers; worker++) {
+    for (let i = plan.workerItem[worker]; i < plan.workerItem[worker + 1]; i++) {
+      const segment = plan.taskSegment[Math.floor(plan.schedule[i] / plan.kvHeads)];
+      const key = plan.segmentBegin[segment] + plan.segmentNode[segment] * 1e6;
+      if (!places.has(key)) places.set(key, new Set());
+      places.get(key)?.add(i - plan.workerItem[worker]);
+    }
+  }
+  const shared = [...places].filter(([key]) => key < 1e6);
+  assert.ok(shared.length >= 2);
+  for (const [, at] of shared) assert.ok(Math.max(...at) - Math.min(...at) <= 1);
+});
+
+test('rows whose path lies in one task need no merge', () => {
+  const leaves = Array.from({ length: 256 }, (): [number, number] => [0, 32]);
+  const tree = workload(
+    [[-1, 256], ...leaves],
+    leaves.map((_, i) => i + 1),
+  );
+  const { forest } = workloadForest(tree, 16);
+  assert.equal(makePlan(forest, spec({})).merges, 0);
+  const apart = { ...DEFAULT_PLAN_OPTIONS, packing: false };
+  assert.equal(makePlan(forest, spec({ options: apart })).merges, 256);
+});
+
+test('a trunk is read on its own where tiles would fit badly', () => {
+  // Nine rows below each child: tiles of 16 rows either cut the children or waste the root.
+  const nodes: [number, number][] = [[-1, 200_000]];
+  const requests: number[] = [];
+  for (let child = 0; child < 16; child++) {
+    const index = nodes.push([0, 200_000]) - 1;
+    for (let leaf = 0; leaf < 9; leaf++) requests.push(nodes.push([index, 16]) - 1);
+  }
+  const { forest } = workloadForest(workload(nodes, requests), 16);
+  const plan = makePlan(forest, spec({ workers: 8 }));
+  checkTotals(plan, 9 * 200_000 + 16 * 200_000);
+
+  function checkTotals(made: typeof plan, most: number): void {
+    let tokens = 0;
+    for (let s = 0; s < made.segments; s++) {
+      const open = made.segmentEnd[s] === OPEN_END;
+      tokens += (open ? 16 : made.segmentEnd[s]) - made.segmentBegin[s];
+    }
+    assert.ok(tokens <= most * 1.02, `${tokens} tokens read`);
+  }
+});
+
+test('a prefill chunk reads no token that its rows cannot see', () => {
+  const chunk = randomForest(5, {
+    roots: 1,
+    depth: 0,
+    children: 0,
+    tokens: 4000,
+    pageSize: 16,
+    empty: 0,
+    chunk: 4000,
+  }).forest;
+  const plan = makePlan(chunk, spec({ workers: 2 }));
+  for (let s = 0; s < plan.segments; s++) {
+    const last = chunk.rowPosition[plan.segmentRowEnd[s] - 1];
+    const open = plan.segmentEnd[s] === OPEN_END;
+    assert.ok((open ? chunk.length[0] : plan.segmentEnd[s]) <= last + 1);
+  }
+});
+
+test('a chain hundreds of nodes deep, and thousands of roots', () => {
+  const chain = Array.from({ length: 600 }, (_, i): [number, number] => [i - 1, 1 + (i % 5)]);
+  const deep = workloadForest(workload(chain, [599, 300, 599, 7]), 16).forest;
+  checkPlan(makePlan(deep, spec({ workers: 16 })), deep);
+  const roots = Array.from({ length: 2000 }, (): [number, number] => [-1, 3]);
+  const wide = workloadForest(
+    workload(
+      roots,
+      roots.map((_, i) => i),
+    ),
+    16,
+  ).forest;
+  checkPlan(makePlan(wide, spec({})), wide);
+});
+
+test('a planner can be used again for larger and smaller forests', () => {
+  const planner = new Planner(spec({ workers: 7 }));
+  const shape = { roots: 2, children: 3, tokens: 50, pageSize: 16, empty: 0.1, chunk: 5 };
+  for (const depth of [1, 5, 2, 0, 4]) {
+    const { forest } = randomForest(depth, { ...shape, depth });
+    checkPlan(planner.plan(forest), forest);
+  }
+});
+
+test('a wrong plan is noticed by the reference executor', () => {
+  const { forest } = randomForest(11, {
+    roots: 1,
+    depth: 2,
+    children: 3,
+    tokens: 40,
+    pageSize: 16,
+    empty: 0,
+    chunk: 1,
+  });
+  const plan = makePlan(forest, spec({ kvHeads: 2, groupSize: 1, profile: CUT_OFTEN }));
+  assert.ok(plan.merges > 0);
+  const input = randomInput(forest, 2, 1, 4, 1);
+  const schedule = plan.schedule.slice();
+  schedule[0] = schedule[1];
+  assert.throws(() => executePlan({ ...plan, schedule }, forest, input), /runs twice/);
+  const destination = plan.destination.map((slot) => Math.min(slot, 0));
+  assert.throws(() => executePlan({ ...plan, destination }, forest, input), /written twice/);
+  const mergeSlot = plan.mergeSlot.map((slot) => slot + 1);
+  assert.throws(() => executePlan({ ...plan, mergeSlot }, forest, input), /was not written/);
+});
+
+test('a spec out of range and a broken profile are refused by name', () => {
+  const profile = { ...CUT_OFTEN, tokens: [10, 5] };
+  assert.throws(() => new Planner(spec({ profile })), /tokens must be ascending/);
+  const us = [[1, Number.NaN], [1]];
+  assert.throws(() => new Planner(spec({ profile: { ...CUT_OFTEN, us } })), /us must hold/);
+  assert.throws(() => new Planner(spec({ workers: 0 })), /workers must be an integer/);
+});
