@@ -36,7 +36,7 @@ export class ForestBuilder {
   readonly #forest: Writable<Forest>;
   /** Tree nodes of the last forest, depth-first; the first `#nodeCount` are valid. */
   readonly #nodes: TreeNode[] = [];
-  /** (entries) what the last build saw; tip node of each. */
+  /** (entries) what the last build saw: path, node of the last row, number of rows. */
   readonly #paths: Path[] = [];
   readonly #tips: TreeNode[] = [];
   readonly #counts: number[] = [];
@@ -136,11 +136,11 @@ export class ForestBuilder {
       const { path, from, to } = entries[index];
       assert(from >= 0 && from < to && to <= path.length, 'rows outside of the path');
       this.#paths[index] = path;
-      this.#tips[index] = path.tip!;
       this.#counts[index] = to - from;
       rows += to - from;
       let node = path.tip!;
       while (node.start >= to) node = node.parent!;
+      this.#tips[index] = node;
       let child: TreeNode | null = null;
       for (let each = node; each.parent !== null; each = each.parent) {
         const isNew = each.mark !== stamp;

@@ -188,6 +188,19 @@ export class PrefixTree {
     return node.pages[page] * this.pool.pageSize + (slot - page * this.pool.pageSize);
   }
 
+  /** `slotOf` for positions from <= position < to, into `out`, beginning at `at`. */
+  copySlots(path: Path, from: number, to: number, out: Int32Array, at: number): void {
+    const { pageSize } = this.pool;
+    for (let node = liveTip(path); node.end > from; node = node.parent!) {
+      const end = Math.min(to, node.end);
+      for (let position = Math.max(from, node.start); position < end; position++) {
+        const slot = node.firstSlot + position - node.start;
+        const page = node.pages[Math.floor(slot / pageSize)];
+        out[at + position - from] = page * pageSize + (slot % pageSize);
+      }
+    }
+  }
+
   /** Lets go of a path; what it computed stays cached, what it did not compute is forgotten. */
   release(path: Path): void {
     const tip = liveTip(path);

@@ -93,6 +93,31 @@ test('random trees: rows see their paths, also after leaves grew', () => {
   );
 });
 
+test('prefill in chunks: rows move down a path that others have split', () => {
+  const chunked = fc.record({
+    prompts: fc.array(fc.array(fc.nat(1), { minLength: 6, maxLength: 20 }), {
+      minLength: 1,
+      maxLength: 4,
+    }),
+    chunk: fc.integer({ min: 1, max: 3 }),
+    pageSize: fc.integer({ min: 1, max: 4 }),
+  });
+  fc.assert(
+    fc.property(chunked, ({ prompts, chunk, pageSize }) => {
+      const tree = new PrefixTree(2000, pageSize);
+      const builder = new ForestBuilder(tree);
+      const paths = prompts.map((prompt) => tree.insert(prompt));
+      for (let from = 0; from < 20; from += chunk) {
+        const entries = paths
+          .filter((path) => from < path.length)
+          .map((path) => ({ path, from, to: Math.min(path.length, from + chunk) }));
+        checkForest(tree, builder, builder.build(entries), entries);
+      }
+    }),
+    { numRuns: 200, seed: 6 },
+  );
+});
+
 test('the version stays while leaves grow and changes when a path forks', () => {
   const tree = new PrefixTree(100, 4);
   const builder = new ForestBuilder(tree);

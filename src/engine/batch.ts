@@ -1,0 +1,122 @@
+/**
+ * From a step's entries to the runner's input: forest, token ids, slots to write and the plan,
+ * which is kept over steps as long as it is still good.
+ * @module
+ */
+import type { Runner, StepInput } from '../backend/backend.ts';
+import type { Forest } from '../kvcache/forest.ts';
+import { ForestBuilder } from '../kvcache/forest-builder.ts';
+import type { PrefixTree } from '../kvcache/prefix-tree.ts';
+import { Planner, type ReusablePlan } from '../plan/make-plan.ts';
+import { planStillGood } from '../plan/plan-reuse.ts';
+import type { BatchEntry } from './scheduler.ts';
+
+/** A step ready to run, and what the engine needs afterwards. */
+export interface Batch extends StepInput {
+  /** (logitRows) index in the entries of each wanted row of logits. */
+  readonly logitEntries: readonly number[];
+  /** KV tokens that this step reads for one head and layer; what flat decoding would read. */
+  readonly kvTokens: number;
+  readonly kvTokensFlat: number;
+  readonly planMs: number;
+  readonly planReused: boolean;
+}
+
+export class BatchBuilder {
+  readonly #tree: PrefixTree;
+  readonly #forests: ForestBuilder;
+  readonly #planners: { readonly tree: Planner; readonly flat: Planner };
+  #flat = false;
+  #plan: ReusablePlan | null = null;
+  /** KV tokens visible when the plan was made, to tell how far leaves have grown since. */
+  #plannedTokens = 0;
+  #tokens = new Int32Array(64);
+  #slots = new Int32Array(64);
+
+  constructor(tree: PrefixTree, runner: Runner) {
+    const { planSpec } = runner;
+    const flat = { ...planSpec, options: { ...planSpec.options, flat: true } };
+    this.#tree = tree;
+    this.#forests = new ForestBuilder(tree);
+    this.#planners = { tree: new Planner(planSpec), flat: new Planner(flat) };
+  }
+
+  /** Flat: attention reads every request's path alone, as engines without a tree do. */
+  get flat(): boolean {
+    return this.#flat;
+  }
+
+  set flat(flat: boolean) {
+    if (flat !== this.#flat) this.#plan = null;
+    this.#flat = flat;
+  }
+
+  /** The step of these entries; its arrays are valid until the next call. */
+  build(entries: readonly BatchEntry[]): Batch {
+    const started = performance.now();
+    const forest = this.#forests.build(entries);
+    const unique = sum(forest.length, forest.nodes);
+    const kvTokensFlat = flatTokens(forest);
+    const visible = this.#flat ? kvTokensFlat : unique;
+    const planReused = this.#plan !== null && planStillGood(this.#plan, forest);
+    if (this.#plan === null || !planReused) {
+      this.#plan = (this.#flat ? this.#planners.flat : this.#planners.tree).plan(forest);
+      this.#plannedTokens = visible;
+    }
+    const planMs = performance.now() - started;
+    return {
+      ...this.#fill(entries, forest),
+      forest,
+      plan: this.#plan,
+      kvTokens: this.#plan.kvTokens + visible - this.#plannedTokens,
+      kvTokensFlat,
+      planMs,
+      planReused,
+    };
+  }
+
+  #fill(
+    entries: readonly BatchEntry[],
+    forest: Forest,
+  ): Pick<Batch, 'tokens' | 'writeSlots' | 'logitRows' | 'logitEntries'> {
+    const { rows, requestRow } = forest;
+    if (rows > this.#tokens.length) {
+      this.#tokens = new Int32Array(2 * rows);
+      this.#slots = new Int32Array(2 * rows);
+    }
+    const logitRows: number[] = [];
+    const logitEntries: number[] = [];
+    for (let request = 0; request < forest.requests; request++) {
+      const index = this.#forests.order[request];
+      const { sequence, path, from, to } = entries[index];
+      const row = requestRow[request];
+      path.copyTokens(from, to, this.#tokens, row);
+      if (path.computed > from) this.#slots.fill(-1, row, row + to - from);
+      else this.#tree.copySlots(path, from, to, this.#slots, row);
+      if (!sequence.wantsLogits || to < path.length) continue;
+      logitRows.push(requestRow[request + 1] - 1);
+      logitEntries.push(index);
+    }
+    return {
+      tokens: this.#tokens.subarray(0, rows),
+      writeSlots: this.#slots.subarray(0, rows),
+      logitRows: Int32Array.from(logitRows),
+      logitEntries,
+    };
+  }
+}
+
+function sum(values: Int32Array, count: number): number {
+  let total = 0;
+  for (let index = 0; index < count; index++) total += values[index];
+  return total;
+}
+
+/** Every request's context, as if nothing were shared. */
+function flatTokens(forest: Forest): number {
+  let total = 0;
+  for (let request = 1; request <= forest.requests; request++) {
+    total += forest.rowPosition[forest.requestRow[request] - 1] + 1;
+  }
+  return total;
+}

@@ -1,0 +1,313 @@
+/**
+ * Continuous batching over the prefix tree: sequences come and go between steps, every step
+ * computes what all of them need next. It knows tokens, pages and steps, but no text, no requests
+ * and no threads.
+ * @module
+ */
+import type { Runner, StepOutput } from '../backend/backend.ts';
+import { assert, FlashForgeError } from '../base/errors.ts';
+import { ceilDiv } from '../base/math.ts';
+import { PrefixTree } from '../kvcache/prefix-tree.ts';
+import { type Batch, BatchBuilder } from './batch.ts';
+import { EngineStats } from './engine-stats.ts';
+import { type BatchEntry, chooseBatch, type SchedulerLimits } from './scheduler.ts';
+import { byUrgency, Sequence, type SequenceInit, type SequenceOwner } from './sequence.ts';
+
+export interface EngineOptions {
+  /** Most rows of a step; default and upper bound: the runner's. */
+  readonly maxRows?: number | undefined;
+  /** Most prefill rows of a step in which others decode; default 128. */
+  readonly mixedPrefillRows?: number | undefined;
+  /** Most sequences admitted at the same time; default 256. Samples of n > 1 count from one. */
+  readonly maxSequences?: number | undefined;
+}
+
+const MIXED_PREFILL_ROWS = 128;
+const MAX_SEQUENCES = 256;
+
+export class Engine {
+  readonly runner: Runner;
+  readonly tree: PrefixTree;
+  readonly stats = new EngineStats();
+  readonly #batches: BatchBuilder;
+  readonly #limits: SchedulerLimits;
+  readonly #maxSequences: number;
+  /** Not yet admitted, the most urgent first. */
+  readonly #waiting: Sequence[] = [];
+  /** Admitted: active ones and paused ones. */
+  readonly #admitted = new Set<Sequence>();
+  #arrivals = 0;
+  #steps = 0;
+
+  constructor(runner: Runner, options: EngineOptions = {}) {
+    this.runner = runner;
+    this.tree = new PrefixTree(runner.pages, runner.pageSize);
+    this.#batches = new BatchBuilder(this.tree, runner);
+    this.#maxSequences = options.maxSequences ?? MAX_SEQUENCES;
+    this.#limits = {
+      maxRows: Math.min(options.maxRows ?? runner.maxRows, runner.maxRows),
+      mixedPrefillRows: options.mixedPrefillRows ?? MIXED_PREFILL_ROWS,
+    };
+  }
+
+  /** Sequences that wait for pages, and those that are admitted and active. */
+  get waiting(): number {
+    return this.#waiting.length;
+  }
+
+  get running(): number {
+    let count = 0;
+    for (const sequence of this.#admitted) if (sequence.active) count++;
+    return count;
+  }
+
+  /** Flat: attention reads every path alone. For comparisons; KV is shared all the same. */
+  get flat(): boolean {
+    return this.#batches.flat;
+  }
+
+  set flat(flat: boolean) {
+    this.#batches.flat = flat;
+  }
+
+  /**
+   * Runs one step over all that can run. False when nothing is left to do.
+   * @throws FlashForgeError 'device' when the runner failed; every sequence has been ended then.
+   */
+  async step(): Promise<boolean> {
+    this.#admit();
+    const entries = chooseBatch(this.#admitted, this.tree, this.#limits);
+    if (entries.length === 0) return this.#nothingRuns();
+    const batch = this.#batches.build(entries);
+    const output = await this.runner.step(batch).catch((error) => this.#fail(error));
+    this.stats.record(batch, output, this.runner.tokenBytes);
+    this.#commit(entries, batch);
+    this.#deliver(entries, batch, output);
+    return true;
+  }
+
+  /**
+   * Adds a sequence; it starts when there are pages for it.
+   * @throws FlashForgeError 'out-of-pages' if it could not even fit alone.
+   */
+  add(
+    tokens: Int32Array,
+    owner: SequenceOwner,
+    init: Omit<SequenceInit, 'arrival'> = {},
+  ): Sequence {
+    assert(tokens.length > 0, 'a sequence needs a token');
+    const { pages, pageSize } = this.tree.pool;
+    const needed = ceilDiv(tokens.length, pageSize);
+    if (needed > pages) {
+      throw new FlashForgeError(
+        'out-of-pages',
+        `a sequence of ${tokens.length} tokens needs ${needed} KV pages of ${pageSize} tokens, ` +
+          `and the cache has ${pages}`,
+      );
+    }
+    const sequence = new Sequence(owner, { ...init, arrival: this.#arrivals++ });
+    this.#enqueue(sequence, tokens);
+    return sequence;
+  }
+
+  /** A sequence that shares the first `length` tokens of an admitted one. */
+  fork(origin: Sequence, owner: SequenceOwner, length: number = origin.length): Sequence {
+    assert(origin.path !== null, 'fork of a sequence without KV');
+    const sequence = new Sequence(owner, origin);
+    sequence.path = this.tree.fork(origin.path, length);
+    sequence.cost.cachedTokens = length;
+    this.#admitted.add(sequence);
+    return sequence;
+  }
+
+  /**
+   * Appends a token and computes it in the next step. Where pages run out, less urgent sequences
+   * lose theirs and start again later; if none does, this one.
+   */
+  append(sequence: Sequence, token: number): void {
+    assert(!sequence.ended, 'append to an ended sequence');
+    if (sequence.path === null) {
+      sequence.waiting = withToken(sequence.waiting!, token);
+      return;
+    }
+    sequence.active = true;
+    for (;;) {
+      try {
+        this.tree.append(sequence.path, token);
+        return;
+      } catch (error) {
+        if (!isOutOfPages(error)) throw error;
+        const victim = this.#victim(sequence);
+        if (victim !== null) this.#preempt(victim);
+        else {
+          this.#yield(sequence, token, error);
+          return;
+        }
+      }
+    }
+  }
+
+  /** Keeps the KV and computes nothing until `append` or `resume`. */
+  pause(sequence: Sequence): void {
+    sequence.active = false;
+    if (sequence.path !== null) this.tree.unclaim(sequence.path);
+  }
+
+  resume(sequence: Sequence): void {
+    sequence.active = true;
+  }
+
+  /** Lets a sequence go; what it computed stays cached. Ending twice does nothing. */
+  end(sequence: Sequence): void {
+    if (sequence.ended) return;
+    sequence.ended = true;
+    sequence.active = false;
+    if (sequence.path !== null) this.tree.release(sequence.path);
+    else this.#unqueue(sequence);
+    this.#admitted.delete(sequence);
+    sequence.path = null;
+    sequence.waiting = null;
+  }
+
+  /** Ends everything. */
+  endAll(error: FlashForgeError): void {
+    for (const sequence of [...this.#admitted, ...this.#waiting]) this.#endWith(sequence, error);
+  }
+
+  #admit(): void {
+    let running = this.running;
+    while (this.#waiting.length > 0 && running < this.#maxSequences) {
+      const sequence = this.#waiting[0];
+      const tokens = sequence.waiting!;
+      const match = this.tree.match(tokens, sequence.salt);
+      // Room for those that run to grow by a page each; without it they would soon be preempted.
+      if (running > 0 && match.pages + running > this.tree.availablePages) return;
+      try {
+        sequence.path = this.tree.insert(tokens, sequence.salt);
+      } catch (error) {
+        if (running > 0) return;
+        this.#endWith(sequence, tooFull(error, this.#admitted.size));
+        continue;
+      }
+      this.#waiting.shift();
+      sequence.waiting = null;
+      if (sequence.cost.cachedTokens < 0) sequence.cost.cachedTokens = match.computed;
+      this.#admitted.add(sequence);
+      if (sequence.wantsLogits || match.computed < tokens.length) running++;
+      else sequence.owner.onComputed(sequence, null);
+    }
+  }
+
+  #commit(entries: readonly BatchEntry[], batch: Batch): void {
+    const { tokenBytes } = this.runner;
+    const share = (batch.kvTokens / batch.kvTokensFlat) * tokenBytes;
+    this.#steps++;
+    for (const { sequence, path, to } of entries) {
+      // Ended while the step ran: its pages may serve somebody else already.
+      if (sequence.path !== path) continue;
+      this.tree.commit(path, to);
+      sequence.lastStep = this.#steps;
+      sequence.cost.kvBytes += to * share;
+      sequence.cost.kvBytesFlat += to * tokenBytes;
+    }
+  }
+
+  /** Hands results to the owners. One may preempt another, whose turn comes again later then. */
+  #deliver(entries: readonly BatchEntry[], batch: Batch, output: StepOutput): void {
+    const vocab = output.logits.length / Math.max(1, batch.logitEntries.length);
+    batch.logitEntries.forEach((index, row) => {
+      const { sequence, path, to } = entries[index];
+      if (sequence.path !== path || path.length !== to) return;
+      sequence.owner.onComputed(sequence, {
+        logits: output.logits.subarray(row * vocab, (row + 1) * vocab),
+        argmax: output.argmax[row],
+        logSumExp: output.logSumExp[row],
+      });
+    });
+    for (const { sequence, path, to } of entries) {
+      if (sequence.wantsLogits || sequence.path !== path || path.length !== to) continue;
+      sequence.owner.onComputed(sequence, null);
+    }
+  }
+
+  /** The least urgent sequence that may give way to `sequence`. */
+  #victim(sequence: Sequence): Sequence | null {
+    let worst: Sequence | null = null;
+    for (const other of this.#admitted) {
+      if (other === sequence || !other.preemptible || !other.active) continue;
+      if (byUrgency(other, sequence) < 0) continue;
+      if (worst === null || byUrgency(other, worst) >= 0) worst = other;
+    }
+    return worst;
+  }
+
+  #preempt(sequence: Sequence, tokens: Int32Array = sequence.tokens()): void {
+    this.stats.countPreemption();
+    this.tree.release(sequence.path!);
+    sequence.path = null;
+    this.#admitted.delete(sequence);
+    this.#enqueue(sequence, tokens);
+  }
+
+  /** A sequence that cannot grow waits for others to end, or fails when there are none. */
+  #yield(sequence: Sequence, token: number, error: FlashForgeError): void {
+    const others = this.running > 1;
+    if (!sequence.preemptible || !others) {
+      this.#endWith(sequence, tooFull(error, this.#admitted.size - 1));
+      return;
+    }
+    this.#preempt(sequence, withToken(sequence.tokens(), token));
+  }
+
+  #enqueue(sequence: Sequence, tokens: Int32Array): void {
+    sequence.waiting = tokens;
+    let at = this.#waiting.length;
+    while (at > 0 && byUrgency(this.#waiting[at - 1], sequence) > 0) at--;
+    this.#waiting.splice(at, 0, sequence);
+  }
+
+  #unqueue(sequence: Sequence): void {
+    const at = this.#waiting.indexOf(sequence);
+    if (at >= 0) this.#waiting.splice(at, 1);
+  }
+
+  #endWith(sequence: Sequence, error: FlashForgeError): void {
+    this.end(sequence);
+    sequence.owner.onError(sequence, error);
+  }
+
+  #nothingRuns(): boolean {
+    assert(this.running === 0, 'admitted sequences wait for each other');
+    assert(this.#waiting.length === 0, 'sequences wait although nothing runs');
+    return false;
+  }
+
+  #fail(cause: unknown): never {
+    const message = cause instanceof Error ? cause.message : String(cause);
+    const error =
+      cause instanceof FlashForgeError
+        ? cause
+        : new FlashForgeError('device', `a step failed: ${message}`, { cause });
+    this.endAll(error);
+    throw error;
+  }
+}
+
+function withToken(tokens: Int32Array, token: number): Int32Array {
+  const longer = new Int32Array(tokens.length + 1);
+  longer.set(tokens);
+  longer[tokens.length] = token;
+  return longer;
+}
+
+const isOutOfPages = (error: unknown): error is FlashForgeError =>
+  error instanceof FlashForgeError && error.code === 'out-of-pages';
+
+function tooFull(error: unknown, held: number): FlashForgeError {
+  if (!isOutOfPages(error)) throw error;
+  if (held === 0) return error;
+  return new FlashForgeError(
+    'out-of-pages',
+    `${error.message}: ${held} held prefixes and branches keep their pages until disposed`,
+  );
+}

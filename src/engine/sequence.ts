@@ -1,0 +1,92 @@
+/**
+ * The scheduler's unit: one token sequence that wants its KV computed, and perhaps the logits
+ * after its last token. Samples of a request, held prefixes and search branches are all
+ * sequences; what happens with the result is their owner's matter.
+ * @module
+ */
+import type { FlashForgeError } from '../base/errors.ts';
+import type { Path } from '../kvcache/path.ts';
+
+/** The model's answer after a sequence's last token; valid until the owner returns. */
+export interface LogitsRow {
+  /** (vocab) */
+  readonly logits: Float32Array;
+  /** Index of the largest logit. */
+  readonly argmax: number;
+  /** Natural log of the sum of exp(logit). */
+  readonly logSumExp: number;
+}
+
+/** Called by the engine between steps; it may add, fork, append to, pause and end sequences. */
+export interface SequenceOwner {
+  /**
+   * All tokens are computed; `row` is null where no logits were wanted. The owner appends a
+   * token, pauses or ends the sequence before it returns.
+   */
+  onComputed(sequence: Sequence, row: LogitsRow | null): void;
+  /** The sequence was ended by the engine: it does not fit, or the device failed. */
+  onError(sequence: Sequence, error: FlashForgeError): void;
+}
+
+/** What a sequence has cost so far. */
+export interface SequenceCost {
+  /** Tokens that were found in the cache when the sequence was first admitted. */
+  cachedTokens: number;
+  /** Its share of the KV bytes that the steps read, and what flat decoding would have read. */
+  kvBytes: number;
+  kvBytesFlat: number;
+}
+
+export class Sequence {
+  readonly owner: SequenceOwner;
+  /** Sequences under different salts share nothing. */
+  readonly salt: string;
+  /** Larger goes first. */
+  readonly priority: number;
+  /** Order of arrival; forks keep their origin's. */
+  readonly arrival: number;
+  readonly wantsLogits: boolean;
+  /** May lose its pages to others and start again later; false for what users hold. */
+  readonly preemptible: boolean;
+  /** Null while the sequence waits for admission, and after its end. */
+  path: Path | null = null;
+  /** All tokens while the sequence waits; null otherwise. */
+  waiting: Int32Array | null = null;
+  /** False while paused and after the end. */
+  active = true;
+  ended = false;
+  /** Number of the last step that it took part in. */
+  lastStep = -1;
+  readonly cost: SequenceCost = { cachedTokens: -1, kvBytes: 0, kvBytesFlat: 0 };
+
+  constructor(owner: SequenceOwner, init: SequenceInit) {
+    this.owner = owner;
+    this.salt = init.salt ?? '';
+    this.priority = init.priority ?? 0;
+    this.arrival = init.arrival;
+    this.wantsLogits = init.wantsLogits ?? true;
+    this.preemptible = init.preemptible ?? true;
+  }
+
+  /** Number of tokens. */
+  get length(): number {
+    return this.path?.length ?? this.waiting?.length ?? 0;
+  }
+
+  /** All tokens, as a new array. */
+  tokens(): Int32Array {
+    return this.path?.tokens() ?? this.waiting?.slice() ?? new Int32Array(0);
+  }
+}
+
+export interface SequenceInit {
+  readonly salt?: string | undefined;
+  readonly priority?: number | undefined;
+  readonly arrival: number;
+  readonly wantsLogits?: boolean | undefined;
+  readonly preemptible?: boolean | undefined;
+}
+
+/** Who goes first: higher priority, then earlier arrival. */
+export const byUrgency = (a: Sequence, b: Sequence): number =>
+  b.priority - a.priority || a.arrival - b.arrival;
