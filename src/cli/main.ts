@@ -4,9 +4,10 @@
  * failure into one sentence and an exit code.
  * @module
  */
-import { existsSync, readFileSync } from 'node:fs';
-import { dirname, join } from 'node:path';
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { FlashForgeError, show } from '../base/errors.ts';
+import { packageRoot } from './asset-path.ts';
 import type { Command } from './command.ts';
 import { makeContext } from './console.ts';
 import { commandHelp, generalHelp } from './help.ts';
@@ -91,9 +92,8 @@ function commandName(words: readonly string[]): string {
 }
 
 function packageVersion(): string {
-  let folder = import.meta.dirname;
-  while (!existsSync(join(folder, 'package.json'))) folder = dirname(folder);
-  return JSON.parse(readFileSync(join(folder, 'package.json'), 'utf8')).version as string;
+  const text = readFileSync(join(packageRoot(), 'package.json'), 'utf8');
+  return JSON.parse(text).version as string;
 }
 
 /** One line, whatever the message holds; the stack only for those who ask. */

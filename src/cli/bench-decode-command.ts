@@ -1,0 +1,167 @@
+/**
+ * `flashforge bench decode`: decode steps of a model over a shared prompt, with and without
+ * sharing, in one process.
+ * @module
+ */
+import { readFileSync } from 'node:fs';
+import { FlashForgeError } from '../base/errors.ts';
+import { openCheckpoint } from '../checkpoint/open-checkpoint.ts';
+import { openTokenizer } from '../checkpoint/open-tokenizer.ts';
+import { Engine } from '../engine/engine.ts';
+import { loadRunner } from '../model/load-runner.ts';
+import { Tokenizer } from '../tokenizer/tokenizer.ts';
+import { assetPath } from './asset-path.ts';
+import {
+  type Arguments,
+  type Command,
+  type Context,
+  JSON_OPTION,
+  MODEL_OPTION,
+  PROVIDER_OPTION,
+} from './command.ts';
+import {
+  type CaseResult,
+  type DecodeCase,
+  LOGIT_ERROR,
+  type Mode,
+  measureCase,
+  pagesFor,
+} from './decode-bench.ts';
+import { findModel } from './find-model.ts';
+import { choiceOption, integersOption, usageError } from './parse-arguments.ts';
+import { table } from './table.ts';
+
+const SHARED_DEFAULT = 2048;
+const BATCH_DEFAULT = 32;
+const NEW_DEFAULT = 32;
+/** What one sequence of the batch may have at most; larger is a slip of the keyboard. */
+const BATCH_MAX = 4096;
+/** Every runner's page. */
+const PAGE_TOKENS = 64;
+
+export const benchDecodeCommand: Command = {
+  name: 'bench decode',
+  summary: 'Measures decode steps of a batch over one shared prompt, as a tree and flat.',
+  positionals: [],
+  options: [
+    MODEL_OPTION,
+    { name: 'device', value: 'NAME', help: 'cpu or reference (default cpu)' },
+    PROVIDER_OPTION,
+    { name: 'shared', value: 'S', help: 'shared tokens, or a list: 512,2048 (default 2048)' },
+    { name: 'batch', value: 'B', help: 'sequences, or a list: 1,8,32 (default 32)' },
+    { name: 'new', value: 'T', help: 'new tokens of each sequence (default 32)' },
+    { name: 'flat', help: 'measure flat decoding only' },
+    { name: 'both', help: 'measure tree and flat in turn and compare their outputs' },
+    JSON_OPTION,
+  ],
+  examples: ['flashforge bench decode --shared 2048 --batch 1,8,32 --new 32 --both --json -'],
+  run,
+};
+
+async function run(context: Context, given: Arguments): Promise<void> {
+  const cases = readCases(given);
+  const modes = readModes(given);
+  const device = choiceOption(given, 'device', ['cpu', 'reference'], 'cpu');
+  const provider = choiceOption(given, 'provider', ['auto', 'native', 'wasm'], 'auto');
+  const model = await findModel(context, given.text('model'));
+  const checkpoint = openCheckpoint(model.path);
+  const limit = checkpoint.config.contextLength;
+  const runner = await (async () => {
+    try {
+      checkContext(cases, limit);
+      const kvPages = Math.max(...cases.map((wanted) => pagesFor(wanted, PAGE_TOKENS)));
+      return await loadRunner(checkpoint, { device, provider, kvPages, log: context.note });
+    } finally {
+      checkpoint.close();
+    }
+  })();
+  try {
+    context.note(`${runner.device}, ${runner.provider}: ${runner.providerWhy}`);
+    const tokenizer = new Tokenizer(openTokenizer(model.path));
+    const text = tokenizer.encode(readFileSync(assetPath('document.txt'), 'utf8'));
+    const engine = new Engine(runner, { maxSequences: BATCH_MAX });
+    const results: CaseResult[] = [];
+    for (const wanted of cases) {
+      results.push(
+        await measureCase(engine, text, wanted, modes, () => throwIfAborted(context.signal)),
+      );
+      context.note(caseLine(results.at(-1) as CaseResult));
+    }
+    context.print(resultTable(results));
+    if (modes.length === 2) context.print(comparisonText(results));
+    await context.report({
+      device: runner.device,
+      provider: runner.provider,
+      model: model.reference,
+      logit_error: LOGIT_ERROR,
+      cases: results,
+    });
+  } finally {
+    await runner.dispose();
+  }
+}
+
+function readCases(given: Arguments): DecodeCase[] {
+  const shared = integersOption(given, 'shared', [SHARED_DEFAULT], 1);
+  const batch = integersOption(given, 'batch', [BATCH_DEFAULT], 1, BATCH_MAX);
+  const [newTokens, ...more] = integersOption(given, 'new', [NEW_DEFAULT], 1);
+  if (more.length > 0) throw usageError('--new takes one number, not a list');
+  return shared.flatMap((s) => batch.map((b) => ({ shared: s, batch: b, newTokens })));
+}
+
+function readModes(given: Arguments): readonly Mode[] {
+  if (given.has('flat') && given.has('both')) throw usageError('give --flat or --both, not both');
+  return given.has('both') ? ['tree', 'flat'] : given.has('flat') ? ['flat'] : ['tree'];
+}
+
+function checkContext(cases: readonly DecodeCase[], limit: number): void {
+  const longest = Math.max(...cases.map(({ shared, newTokens }) => shared + newTokens));
+  const room = 16; // suffix and warm-up
+  if (longest + room <= limit) return;
+  throw new FlashForgeError(
+    'request',
+    `--shared and --new must be at most ${limit - room} tokens together, as the model's context ` +
+      `is ${limit}, got ${longest}`,
+  );
+}
+
+function throwIfAborted(signal: AbortSignal): void {
+  if (signal.aborted) throw new FlashForgeError('aborted', 'interrupted');
+}
+
+const ms = (value: number | undefined): string => (value === undefined ? '-' : value.toFixed(2));
+const times = (value: number | undefined): string =>
+  value === undefined ? '-' : `${value.toFixed(2)}x`;
+
+function caseLine({ shared, batch, tree, flat }: CaseResult): string {
+  return `S ${shared}, B ${batch}: tree ${ms(tree?.step_ms)} ms, flat ${ms(flat?.step_ms)} ms a step`;
+}
+
+function resultTable(results: readonly CaseResult[]): string {
+  const rows = results.map((result) => [
+    String(result.shared),
+    String(result.batch),
+    ms(result.tree?.step_ms),
+    ms(result.flat?.step_ms),
+    times(result.step_ratio),
+    ms(result.tree?.attention_ms),
+    ms(result.flat?.attention_ms),
+    times(result.attention_ratio),
+    times(result.kv_reduction),
+  ]);
+  const head = ['shared', 'batch', 'tree ms', 'flat ms', 'ratio'];
+  return table([...head, 'tree attn', 'flat attn', 'ratio', 'KV bytes'], rows);
+}
+
+function comparisonText(results: readonly CaseResult[]): string {
+  const sum = (key: 'diverged' | 'diverged_beyond_error'): number =>
+    results.reduce((total, result) => total + (result[key] ?? 0), 0);
+  const sequences = results.reduce((total, { batch }) => total + batch, 0);
+  const diverged = sum('diverged');
+  if (diverged === 0) return `greedy outputs: identical in all ${sequences} sequences`;
+  return (
+    `greedy outputs: ${diverged} of ${sequences} sequences differ, ` +
+    `${sum('diverged_beyond_error')} of them where the two best logits were more than ` +
+    `${LOGIT_ERROR} (the numerical error) apart`
+  );
+}
