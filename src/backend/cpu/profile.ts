@@ -1,0 +1,242 @@
+/**
+ * Measures what the planner must know of this machine: the time of a work item over (query
+ * vectors, KV tokens), and the fixed costs. Takes well under a second, once per processor and
+ * kernel variant; kept in the user's cache folder.
+ * @module
+ */
+import { createHash, randomBytes } from 'node:crypto';
+import { mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { cpus } from 'node:os';
+import { basename, join } from 'node:path';
+import { cacheFolder } from '../../base/env.ts';
+import type { Forest } from '../../kvcache/forest.ts';
+import type { CostProfile, Plan } from '../../plan/plan.ts';
+import {
+  type AttentionShape,
+  kvLayout,
+  PAGE_TOKENS,
+  runAttention,
+  runMerges,
+} from './attention.ts';
+import { PlanImage } from './attention-image.ts';
+import { createProvider, type Provider } from './provider.ts';
+
+const QUERIES = [1, 2, 3, 4, 6, 12, 24, 48, 96, 192];
+const TOKENS = [16, 64, 512, 4096];
+/** Items read different pages of this many bytes in turn, so that pages come from far caches. */
+const KV_BYTES = 24 * 2 ** 20;
+/** Work of one timed call, in query vectors x tokens; enough to be far above the clock's step. */
+const CALL_WORK = 65_536;
+const ITEMS_MAX = 64;
+const SAMPLES = 15;
+/** Changes when what is measured changes. */
+const VERSION = 1;
+
+/**
+ * The profile of this machine for kernels like `provider`'s and a head shape: from the cache, else
+ * measured now in memory of its own.
+ */
+export async function costProfile(
+  provider: Provider,
+  shape: AttentionShape,
+  log?: (message: string) => void,
+): Promise<CostProfile> {
+  const device = cpus()[0]?.model.trim() ?? 'unknown processor';
+  const { kernels } = provider.source;
+  const build = kernels.kind === 'wasm' ? wasmBuild(kernels.wasm) : basename(kernels.library);
+  const kernel = `${build}, head_dim ${shape.headDim}, ${shape.kvType}, group ${shape.groupSize}`;
+  const key = createHash('sha256')
+    .update(JSON.stringify([VERSION, device, kernel]))
+    .digest('hex');
+  const path = join(cacheFolder(), 'profiles', `${key.slice(0, 24)}.json`);
+  const kept = readProfile(path);
+  if (kept !== null && kept.device === device && kept.kernel === kernel) return kept;
+  log?.('measuring the attention kernels');
+  const own = await createProvider({ provider: provider.kind === 'wasm' ? 'wasm' : 'native' });
+  const profile = { device, kernel, ...new Measurement(own, shape).run() };
+  saveProfile(path, profile);
+  return profile;
+}
+
+const wasmBuild = (wasm: { readonly relaxed: boolean }): string =>
+  `wasm ${wasm.relaxed ? 'relaxed' : 'simd128'} V8 ${process.versions.v8}`;
+
+function readProfile(path: string): CostProfile | null {
+  try {
+    const profile = JSON.parse(readFileSync(path, 'utf8')) as CostProfile;
+    const numbers = [profile.itemUs, profile.segmentUs, profile.partialUs, ...profile.us.flat()];
+    const shaped =
+      profile.us.length === profile.queries.length &&
+      profile.us.every((row) => row.length === profile.tokens.length);
+    return shaped && numbers.every((value) => value >= 0) ? profile : null;
+  } catch {
+    // Missing or damaged: measured again.
+    return null;
+  }
+}
+
+function saveProfile(path: string, profile: CostProfile): void {
+  const part = `${path}.${randomBytes(4).toString('hex')}`;
+  try {
+    mkdirSync(join(path, '..'), { recursive: true });
+    writeFileSync(part, `${JSON.stringify(profile)}\n`);
+    renameSync(part, path);
+  } catch {
+    // A cache that cannot be written only costs the next start a measurement.
+    rmSync(part, { force: true });
+  }
+}
+
+/** Times work items of one KV head on the calling thread. */
+class Measurement {
+  readonly #provider: Provider;
+  readonly #image: PlanImage;
+  readonly #forest: Forest;
+  readonly #poolTokens: number;
+  readonly #groupSize: number;
+  #next = 0;
+
+  constructor(provider: Provider, model: AttentionShape) {
+    this.#provider = provider;
+    this.#groupSize = model.groupSize;
+    // Only the number of query vectors matters, so that one row is one vector.
+    const shape: AttentionShape = { ...model, kvHeads: 1, groupSize: 1, window: 0 };
+    const { headBytes } = kvLayout(shape, 1, 1);
+    const pages = Math.ceil(KV_BYTES / headBytes);
+    const layout = kvLayout(shape, 1, pages);
+    const rows = QUERIES[QUERIES.length - 1];
+    const { memory, kernels } = provider;
+    const query = memory.alloc(rows * shape.headDim * 4);
+    const output = memory.alloc(rows * shape.headDim * 4);
+    query.f32().fill(0.01);
+    const block = memory.alloc(layout.totalBytes);
+    // The same small number in every type; speed does not depend on values, zero pages might.
+    if (shape.kvType === 'f32') block.f32().fill(0.125);
+    else block.u16().fill(shape.kvType === 'f16' ? 0x3000 : 0x3e00);
+    this.#poolTokens = pages * PAGE_TOKENS;
+    this.#forest = oneNode(rows, pages);
+    this.#image = new PlanImage(memory, kernels, shape, {
+      ...{ query: query.address, key: 0, value: 0, inputStride: shape.headDim },
+      ...{ output: output.address, outputStride: shape.headDim, pages: block.address, layout },
+      ...{ cosine: 0, sine: 0, writeSlots: 0 },
+    });
+  }
+
+  run(): Omit<CostProfile, 'device' | 'kernel'> {
+    this.#items(4, 64, 1);
+    const itemUs = this.#items(1, 0, 1);
+    const lone = this.#items(3, 128, 1);
+    const segmentUs = Math.max(0, (this.#items(3, 128, 8) - lone) / 7);
+    // A measured time may dip below the fixed part by noise; costs stay positive and rising.
+    const us = QUERIES.map((queries) => {
+      let least = 0.01;
+      return TOKENS.map((tokens) => {
+        least = Math.max(least, this.#items(queries, tokens, 1) - itemUs - segmentUs);
+        return least;
+      });
+    });
+    return { queries: QUERIES, tokens: TOKENS, us, itemUs, segmentUs, partialUs: this.#partials() };
+  }
+
+  /** us of an item of `queries` vectors against `tokens` tokens cut into `segments` segments. */
+  #items(queries: number, tokens: number, segments: number): number {
+    const work = Math.max(1, queries * tokens);
+    const items = Math.max(1, Math.min(ITEMS_MAX, Math.floor(CALL_WORK / work)));
+    let best = Number.POSITIVE_INFINITY;
+    for (let sample = 0; sample < SAMPLES; sample++) {
+      const begins = Array.from({ length: items }, () => {
+        if (this.#next + tokens > this.#poolTokens) this.#next = 0;
+        const begin = this.#next;
+        this.#next += Math.ceil(tokens / PAGE_TOKENS) * PAGE_TOKENS;
+        return begin;
+      });
+      this.#image.write(itemsPlan(queries, begins, tokens, segments), this.#forest);
+      const start = performance.now();
+      runAttention(this.#provider.kernels, this.#image.address, 0, 0);
+      best = Math.min(best, performance.now() - start);
+    }
+    return (best * 1000) / items;
+  }
+
+  /** us of merging one partial of a row's query group. */
+  #partials(): number {
+    const rows = QUERIES[QUERIES.length - 1];
+    const { kernels } = this.#provider;
+    // Two tasks for the same rows leave two partials a row.
+    this.#image.write(itemsPlan(rows, [0, 0], 16, 1, true), this.#forest);
+    runAttention(kernels, this.#image.address, 0, 0);
+    let best = Number.POSITIVE_INFINITY;
+    for (let sample = 0; sample < SAMPLES; sample++) {
+      const start = performance.now();
+      runMerges(kernels, this.#image.address, 0, 1);
+      best = Math.min(best, performance.now() - start);
+    }
+    return (best * 1000 * this.#groupSize) / (2 * rows);
+  }
+}
+
+/** One node over all pages, and rows that see all of it. */
+function oneNode(rows: number, pages: number): Forest {
+  const tokens = pages * PAGE_TOKENS;
+  return {
+    ...{ rows, requests: 1, requestRow: Int32Array.of(0, rows), nodes: 1 },
+    rowPosition: new Int32Array(rows).fill(tokens),
+    ...{ parent: Int32Array.of(-1), start: Int32Array.of(0), length: Int32Array.of(tokens) },
+    ...{ rowBegin: Int32Array.of(0), rowEnd: Int32Array.of(rows), firstSlot: Int32Array.of(0) },
+    pageBegin: Int32Array.of(0, pages),
+    // Pages of a real cache are not in the order of memory; 7 pages apart is far enough.
+    pages: Int32Array.from({ length: pages }, (_, i) => stridden(i, pages)),
+  };
+}
+
+/** A permutation of 0 to count - 1 that steps by 7. */
+function stridden(index: number, count: number): number {
+  const lanes = Math.min(7, count);
+  const full = Math.floor(count / lanes);
+  const longer = count % lanes;
+  const split = longer * (full + 1);
+  const lane =
+    index < split ? Math.floor(index / (full + 1)) : longer + Math.floor((index - split) / full);
+  const place = index < split ? index % (full + 1) : (index - split) % full;
+  return place * lanes + lane;
+}
+
+/** Tasks of rows 0 to `rows`, one for each of `begins`, run by one worker. */
+function itemsPlan(
+  rows: number,
+  begins: readonly number[],
+  tokens: number,
+  segments: number,
+  partial = false,
+): Plan {
+  const tasks = begins.length;
+  const all = <T>(count: number, value: (i: number) => T): T[] =>
+    Array.from({ length: count }, (_, i) => value(i));
+  const ints = (count: number, value: (i: number) => number): Int32Array =>
+    Int32Array.from(all(count, value));
+  const each = tokens / segments;
+  const begin = (s: number): number => begins[Math.floor(s / segments)] + (s % segments) * each;
+  return {
+    ...{ rows, kvHeads: 1, workers: 1, tasks, items: tasks, segments: tasks * segments },
+    taskRowBegin: ints(tasks, () => 0),
+    taskRowEnd: ints(tasks, () => rows),
+    taskSegment: ints(tasks + 1, (t) => t * segments),
+    taskDestination: ints(tasks + 1, (t) => t * rows),
+    destination: ints(tasks * rows, (i) =>
+      partial ? (i % rows) * tasks + Math.floor(i / rows) : -1,
+    ),
+    segmentNode: ints(tasks * segments, () => 0),
+    segmentBegin: ints(tasks * segments, begin),
+    segmentEnd: ints(tasks * segments, (s) => begin(s) + each),
+    segmentRowBegin: ints(tasks * segments, () => 0),
+    segmentRowEnd: ints(tasks * segments, () => rows),
+    workerItem: Int32Array.of(0, tasks),
+    schedule: ints(tasks, (i) => i),
+    slots: partial ? tasks * rows : 0,
+    merges: partial ? rows : 0,
+    mergeRow: ints(partial ? rows : 0, (i) => i),
+    mergeSlot: ints(partial ? rows : 0, (i) => i * tasks),
+    mergeCount: ints(partial ? rows : 0, () => tasks),
+    ...{ makespanUs: 0, lowerBoundUs: 0, kvTokens: 0 },
+  };
+}
