@@ -15,6 +15,7 @@ import {
   type PlanSpec,
 } from '../../src/plan/plan.ts';
 import { executePlan } from '../../src/plan/reference-executor.ts';
+import { taskCosts } from '../../src/plan/task-cost.ts';
 import { parseWorkloads, workloadForest } from '../../src/plan/workload.ts';
 import { checkPlan, directAttention, randomInput } from '../helpers/plan-checks.ts';
 import { randomForest } from '../helpers/random-forest.ts';
@@ -88,6 +89,33 @@ for (const [name, options] of Object.entries(OPTIONS)) {
     );
   });
 }
+
+test('the makespan is what the tasks of the busiest worker cost by the model', () => {
+  fc.assert(
+    fc.property(
+      shapes,
+      specs,
+      fc.constantFrom(...Object.values(OPTIONS)),
+      (shape, part, options) => {
+        const { forest } = randomForest(shape.seed, { ...shape, tokens: shape.tokens * 20 });
+        const plan = makePlan(forest, { ...part, headDim: 64, pageSize: shape.pageSize, options });
+        const cost = new CostModel(part.profile, part.groupSize, part.taskRows);
+        const costs = taskCosts(plan, forest, cost);
+        let most = 0;
+        for (let worker = 0; worker < plan.workers; worker++) {
+          const items = plan.schedule.subarray(
+            plan.workerItem[worker],
+            plan.workerItem[worker + 1],
+          );
+          const us = items.reduce((sum, item) => sum + costs[Math.floor(item / plan.kvHeads)], 0);
+          if (us > most) most = us;
+        }
+        assert.ok(Math.abs(most - plan.makespanUs) <= 1e-6 * (1 + most));
+      },
+    ),
+    { numRuns: 200, seed: 5 },
+  );
+});
 
 test('the makespan is at most twice the lower bound and two grains', () => {
   fc.assert(

@@ -1,0 +1,191 @@
+/**
+ * `flashforge plan`: what the planner makes of prefix trees, without a model or a device.
+ * @module
+ */
+import { availableParallelism } from 'node:os';
+import { FlashForgeError, show } from '../base/errors.ts';
+import { median } from '../base/math.ts';
+import { CostModel } from '../plan/cost-model.ts';
+import { defaultProfile, PLAN_SHAPES, type ProfileKind } from '../plan/default-profile.ts';
+import { DEFAULT_PLAN_OPTIONS, Planner, type ReusablePlan } from '../plan/make-plan.ts';
+import type { PlanOptions, PlanSpec } from '../plan/plan.ts';
+import { taskCosts } from '../plan/task-cost.ts';
+import { type Workload, workloadBytes, workloadForest } from '../plan/workload.ts';
+import { type Command, JSON_OPTION } from './command.ts';
+import { writeWhole } from './console.ts';
+import { type Chart, ganttSvg } from './gantt.ts';
+import { usageError } from './parse-arguments.ts';
+import { table } from './table.ts';
+import { readWorkloadFile } from './workload-file.ts';
+
+/** Plans of one workload that are timed, after as many that are not; fewer where they are long. */
+const PLANS_TIMED = 40;
+const TIMING_MS_MAX = 400;
+const WORKERS_MAX = 65536;
+const DEVICES = ['cpu', 'cuda'] as const;
+
+export const planCommand: Command = {
+  name: 'plan',
+  summary: 'Plans the attention of prefix trees: tasks, makespan, lower bound and KV bytes.',
+  positionals: [],
+  options: [
+    { name: 'workload', value: 'FILE', help: 'JSON list of trees (see docs/planner.md); needed' },
+    { name: 'workers', value: 'N', help: 'workers (default: cores; with --device cuda 132)' },
+    { name: 'device', value: 'NAME', help: 'whose tiles and costs: cpu or cuda (default cpu)' },
+    { name: 'svg', value: 'OUT', help: 'draw the schedule as a Gantt chart' },
+    { name: 'flat', help: 'every request alone: no sharing' },
+    { name: 'no-packing', help: 'every node in tasks of its own' },
+    { name: 'no-division', help: 'no cutting of long lists' },
+    { name: 'no-scheduling', help: 'round robin instead of longest first' },
+    JSON_OPTION,
+  ],
+  examples: [
+    'flashforge plan --workload trees.json --workers 8',
+    'flashforge plan --workload trees.json --device cuda --svg plan.svg --json plan.json',
+  ],
+  run: async (context, given) => {
+    const path = given.text('workload');
+    if (path === undefined) throw usageError('--workload FILE is needed');
+    const device = deviceOf(given.text('device'));
+    const workers = workersOf(given.text('workers'), device);
+    const options: PlanOptions = {
+      flat: given.has('flat'),
+      packing: !given.has('no-packing'),
+      division: !given.has('no-division'),
+      scheduling: !given.has('no-scheduling'),
+    };
+    const planned: PlannedWorkload[] = [];
+    for (const workload of await readWorkloadFile(path)) {
+      context.signal.throwIfAborted();
+      planned.push(planWorkload(workload, device, workers, options));
+    }
+    context.print(planTable(planned));
+    const svg = given.text('svg');
+    if (svg !== undefined) await writeWhole(svg, ganttSvg(planned.map(({ chart }) => chart)));
+    await context.report(planReport(planned.map(({ row }) => row)));
+  },
+};
+
+/** One workload in the report; bytes are those of one layer at 2 bytes a number. */
+export interface PlanRow {
+  readonly name: string;
+  readonly workers: number;
+  readonly tasks: number;
+  readonly items: number;
+  readonly merges: number;
+  readonly slots: number;
+  readonly makespan_us: number;
+  readonly lower_bound_us: number;
+  readonly unique_bytes: number;
+  readonly flat_bytes: number;
+  readonly reduction: number;
+  /** Median time of making the plan. */
+  readonly plan_us: number;
+}
+
+/** A workload's row and drawing. */
+export interface PlannedWorkload {
+  readonly row: PlanRow;
+  readonly chart: Chart;
+}
+
+/** Plans one workload and times it. */
+export function planWorkload(
+  workload: Workload,
+  device: ProfileKind,
+  workers: number,
+  options: PlanOptions = DEFAULT_PLAN_OPTIONS,
+): PlannedWorkload {
+  const { pageSize, taskQueries } = PLAN_SHAPES[device];
+  const groupSize = workload.queryHeads / workload.kvHeads;
+  const spec: PlanSpec = {
+    kvHeads: workload.kvHeads,
+    groupSize,
+    headDim: workload.headDim,
+    pageSize,
+    workers,
+    taskRows: Math.max(1, Math.floor(taskQueries / groupSize)),
+    profile: defaultProfile(device, workload.headDim),
+    options,
+  };
+  const { forest } = workloadForest(workload, pageSize, false);
+  const planner = new Planner(spec);
+  let plan: ReusablePlan = planner.plan(forest);
+  const times: number[] = [];
+  const start = performance.now();
+  for (let i = 0; i < 2 * PLANS_TIMED && performance.now() - start < TIMING_MS_MAX; i++) {
+    const before = performance.now();
+    plan = planner.plan(forest);
+    times.push((performance.now() - before) * 1000);
+  }
+  const bytes = workloadBytes(workload);
+  const taskUs = taskCosts(plan, forest, new CostModel(spec.profile, groupSize, spec.taskRows));
+  return {
+    chart: { title: workload.name, plan, taskUs },
+    row: {
+      name: workload.name,
+      workers,
+      tasks: plan.tasks,
+      items: plan.items,
+      merges: plan.merges,
+      slots: plan.slots,
+      makespan_us: plan.makespanUs,
+      lower_bound_us: plan.lowerBoundUs,
+      unique_bytes: bytes.unique,
+      flat_bytes: bytes.flat,
+      reduction: bytes.reduction,
+      plan_us: median(times.slice(times.length >> 1)),
+    },
+  };
+}
+
+/** The report: the fields of a single workload, or their sums, and every workload by itself. */
+export function planReport(rows: readonly PlanRow[]) {
+  const sum = (field: Exclude<keyof PlanRow, 'name'>): number =>
+    rows.reduce((total, row) => total + row[field], 0);
+  return {
+    workers: rows[0].workers,
+    tasks: sum('tasks'),
+    makespan_us: sum('makespan_us'),
+    lower_bound_us: sum('lower_bound_us'),
+    unique_bytes: sum('unique_bytes'),
+    flat_bytes: sum('flat_bytes'),
+    plan_us: sum('plan_us'),
+    workloads: rows,
+  };
+}
+
+function planTable(planned: readonly PlannedWorkload[]): string {
+  const head = ['workload', 'workers', 'tasks', 'items', 'merged rows', 'makespan us', 'bound us'];
+  const rows = planned.map(({ row }) => [
+    row.name,
+    String(row.workers),
+    String(row.tasks),
+    String(row.items),
+    String(row.merges),
+    row.makespan_us.toFixed(1),
+    row.lower_bound_us.toFixed(1),
+    (row.unique_bytes / 1e6).toFixed(2),
+    (row.flat_bytes / 1e6).toFixed(2),
+    `${row.reduction.toFixed(2)}x`,
+    row.plan_us.toFixed(0),
+  ]);
+  return table([...head, 'unique MB', 'flat MB', 'saved', 'plan us'], rows);
+}
+
+function deviceOf(text: string | undefined): (typeof DEVICES)[number] {
+  if (text === undefined) return 'cpu';
+  const device = DEVICES.find((name) => name === text);
+  if (device !== undefined) return device;
+  throw new FlashForgeError('usage', `--device must be ${DEVICES.join(' or ')}, got ${show(text)}`);
+}
+
+function workersOf(text: string | undefined, device: (typeof DEVICES)[number]): number {
+  if (text === undefined) {
+    return device === 'cpu' ? availableParallelism() : PLAN_SHAPES[device].workers;
+  }
+  const workers = /^\d+$/.test(text) ? Number(text) : 0;
+  if (workers >= 1 && workers <= WORKERS_MAX) return workers;
+  const range = `an integer between 1 and ${WORKERS_MAX}`;
+  throw new FlashForgeError('usage', `--workers must be ${range}, got ${show(text)}`);
+}
