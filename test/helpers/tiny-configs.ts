@@ -8,7 +8,7 @@ const BASE: DecoderConfig = {
   architecture: 'llama',
   layers: 2,
   hidden: 256,
-  intermediate: 512,
+  intermediate: 256,
   heads: 4,
   kvHeads: 2,
   headDim: 64,
