@@ -4,7 +4,9 @@
  *
  * @example
  * ```ts
- * import { defaultProfile, DEFAULT_PLAN_OPTIONS, Planner, planStillGood } from 'flashforge/attention';
+ * import {
+ *   defaultProfile, DEFAULT_PLAN_OPTIONS, Planner, planStillGood,
+ * } from 'flashforge/attention';
  *
  * const planner = new Planner({
  *   kvHeads: 8, groupSize: 4, headDim: 128, pageSize: 16, workers: 132, taskRows: 16,

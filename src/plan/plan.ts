@@ -15,7 +15,9 @@ export const OPEN_END = 0x7fffffff;
  *
  * Every (row, node on its path) pair's tokens are covered by exactly one task's segments.
  * A row whose whole path lies in one task is written to the output by that task; otherwise each
- * of its tasks writes a partial (output, LSE) to a slot and a merge combines them (POR).
+ * of its tasks writes a partial (output, LSE) to a slot and a merge combines them (POR). A row of
+ * a segment may see none of its tokens (causality); if that is all a task has for the row, its
+ * partial has LSE -Infinity. Rows that see no token at all are written by nobody.
  */
 export interface Plan {
   readonly rows: number;
