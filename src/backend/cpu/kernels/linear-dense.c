@@ -11,6 +11,7 @@
 #define TILE_ROWS 8
 #define TILE_VECTORS 4
 #define CHUNK_BYTES (384 * 1024)
+#define CHUNK_ROWS_LEAST 128
 #define AHEAD_INPUTS 64
 
 /* Rows x vectors of the tiles; their product is what the registers hold. */
@@ -143,7 +144,7 @@ FF_EXPORT void ff_linear_dense(int form, const float *x, const uint8_t *weights,
                                int outputs, int accumulate) {
   dense_task task = {x, weights, bias, y, y_stride, columns, outputs, accumulate};
   int chunk = (int)(CHUNK_BYTES / (4 * (int64_t)(columns > 0 ? columns : 1)));
-  chunk = chunk < 16 ? 16 : chunk / 8 * 8;
+  chunk = chunk < CHUNK_ROWS_LEAST ? CHUNK_ROWS_LEAST : chunk / TILE_ROWS * TILE_ROWS;
   for (int row = row_begin; row < row_end; row += chunk) {
     int end = row + chunk < row_end ? row + chunk : row_end;
     if (form == FORM_F32) run_f32(&task, row, end, panel_begin, panel_end);

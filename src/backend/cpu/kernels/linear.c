@@ -20,8 +20,10 @@
 #define TILE_VECTORS 2
 #endif
 
-/* Rows whose activations stay in the level 2 cache while panels stream by. */
+/* Activations that stay in the level 2 cache while panels stream by; but at least so many rows,
+   since each chunk of rows reads all weights again. */
 #define CHUNK_BYTES (384 * 1024)
+#define CHUNK_ROWS_LEAST 128
 /* How far ahead of its use a panel is asked for when it is read only once. */
 #define AHEAD_BYTES 4096
 
@@ -250,8 +252,9 @@ FF_EXPORT void ff_linear(int form, const input_block *x, const uint8_t *weights,
                          int accumulate) {
   int blocks = columns / BLOCK;
   linear_task task = {x, weights, bias, y, y_stride, blocks, outputs, accumulate};
-  int chunk = (int)(CHUNK_BYTES / (sizeof(input_block) * (blocks > 0 ? blocks : 1)));
-  chunk = (chunk < 4 ? 4 : chunk) * GROUP_ROWS / 16 * 16;
+  int64_t group_bytes = (int64_t)sizeof(input_block) * (blocks > 0 ? blocks : 1);
+  int chunk = (int)(CHUNK_BYTES / group_bytes) * GROUP_ROWS / TILE_ROWS * TILE_ROWS;
+  if (chunk < CHUNK_ROWS_LEAST) chunk = CHUNK_ROWS_LEAST;
   for (int row = row_begin; row < row_end; row += chunk) {
     int end = row + chunk < row_end ? row + chunk : row_end;
     switch (form) {

@@ -23,36 +23,51 @@ typedef struct {
   int32_t half_zero[2][GROUP_ROWS];
 } input_block;
 
-typedef int8_t vq __attribute__((vector_size(LANES)));
+/* LANES inputs. */
+typedef input_t vq __attribute__((vector_size(sizeof(input_t) * LANES)));
+typedef input_t vq_mem __attribute__((vector_size(sizeof(input_t) * LANES), aligned(1), may_alias));
 
-/* The block's q; returns the scale, 0 for a block too small to matter (below 1e-36). */
-FF_INLINE float quantize_block(const float *x, int8_t *q) {
+FF_INLINE vq vq_from_ints(vi x) {
+#if defined(FF_AVX512)
+  return (vq)_mm512_cvtepi32_epi8((__m512i)x);
+#else
+  return __builtin_convertvector(x, vq);
+#endif
+}
+
+/* The sum of 16 small integers, exact in float32. */
+FF_INLINE int32_t sum16(const vi *x) {
+  vi sum = x[0];
+  for (int i = 1; i < 16 / LANES; i++) sum += x[i];
+  return (int32_t)vf_sum(__builtin_convertvector(sum, vf));
+}
+
+/*
+ * 32 inputs as row `lane` of a group's block: q = x * 127 / largest |x|, to the nearest, ties to
+ * even. A block too small to matter (below 1e-36) becomes zeros.
+ */
+FF_INLINE void quantize_into(const float *x, input_block *out, int lane) {
   vf most = vf_splat(0.0f);
   for (int i = 0; i < BLOCK; i += LANES) most = vf_max(most, vf_abs(vf_load(x + i)));
   float largest = vf_hmax(most);
   int empty = !(largest > 1e-36f);
-  float inverse = empty ? 0.0f : 127.0f / largest;
-  for (int i = 0; i < BLOCK; i += LANES) {
-    vf scaled = vf_round(vf_load(x + i) * inverse);
-    vq bytes = __builtin_convertvector(__builtin_convertvector(scaled, vi), vq);
-    for (int j = 0; j < LANES; j++) q[i + j] = bytes[j];
-  }
-  return empty ? 0.0f : largest / 127.0f;
-}
+  float inverse = empty ? 0.0f : 127.0f / largest, scale = empty ? 0.0f : largest / 127.0f;
 
-/* 32 inputs as row `lane` of a group's block. */
-FF_INLINE void quantize_into(const float *x, input_block *out, int lane) {
-  int8_t q[BLOCK];
-  float scale = quantize_block(x, q);
-  int32_t half[2] = {0, 0};
-  for (int i = 0; i < BLOCK; i++) half[i / 16] += q[i];
+  vi ints[BLOCK / LANES];
+  input_t q[BLOCK];
+  for (int i = 0; i < BLOCK / LANES; i++) {
+    /* Adding 1.5 * 2^23 leaves the nearest integer in the low bits. */
+    ints[i] = (vi)(vf_load(x + i * LANES) * inverse + 12582912.0f) - 0x4b400000;
+    *(vq_mem *)(q + i * LANES) = vq_from_ints(ints[i]);
+  }
   for (int g = 0; g < BLOCK / 4; g++)
-    for (int j = 0; j < 4; j++) out->q[g][lane][j] = q[4 * g + j];
+    __builtin_memcpy(out->q[g][lane], q + 4 * g, 4 * sizeof(input_t));
+  int32_t first = sum16(ints), second = sum16(ints + 16 / LANES);
   out->scale[lane] = scale;
-  out->sum[lane] = scale * (float)(half[0] + half[1]);
-  out->zero[lane] = -128 * (half[0] + half[1]);
-  out->half_zero[0][lane] = -128 * half[0];
-  out->half_zero[1][lane] = -128 * half[1];
+  out->sum[lane] = scale * (float)(first + second);
+  out->zero[lane] = -128 * (first + second);
+  out->half_zero[0][lane] = -128 * first;
+  out->half_zero[1][lane] = -128 * second;
 }
 
 /* Where row `row` begins; its blocks follow one another. */

@@ -11,25 +11,27 @@
 #define BYTE_BIAS 0
 #endif
 
-/* Where input j (of 4) of a column lies in a group of 16 columns x 4 inputs. */
-FF_INLINE int place(int column, int j) {
+/* 4 inputs of a column to their place in a group of 16 columns x 4 inputs. */
+FF_INLINE void put_group(const uint8_t *bytes, uint8_t *group, int column) {
 #if defined(FF_PAIRED)
-  int first = column / LANES * LANES, lane = column % LANES;
-  return first * 4 + j / 2 * (2 * LANES) + lane * 2 + j % 2;
+  uint8_t *first = group + column / LANES * (4 * LANES) + column % LANES * 2;
+  __builtin_memcpy(first, bytes, 2);
+  __builtin_memcpy(first + 2 * LANES, bytes + 2, 2);
 #else
-  return column * 4 + j;
+  __builtin_memcpy(group + column * 4, bytes, 4);
 #endif
 }
 
 FF_INLINE void put_bytes(const int8_t *q, uint8_t *out, int column) {
-  for (int i = 0; i < 32; i++)
-    out[i / 4 * 64 + place(column, i % 4)] = (uint8_t)(q[i] + BYTE_BIAS);
+  uint8_t bytes[32];
+  for (int i = 0; i < 32; i++) bytes[i] = (uint8_t)(q[i] + BYTE_BIAS);
+  for (int g = 0; g < 8; g++) put_group(bytes + 4 * g, out + g * 64, column);
 }
 
 FF_INLINE void put_nibbles(const int8_t *q, uint8_t *out, int column, int bias) {
-  for (int i = 0; i < 16; i++)
-    out[i / 4 * 64 + place(column, i % 4)] =
-        (uint8_t)((q[i] + bias) | (q[i + 16] + bias) << 4);
+  uint8_t bytes[16];
+  for (int i = 0; i < 16; i++) bytes[i] = (uint8_t)((q[i] + bias) | (q[i + 16] + bias) << 4);
+  for (int g = 0; g < 4; g++) put_group(bytes + 4 * g, out + g * 64, column);
 }
 
 FF_INLINE void put_scale(int form, uint8_t *scales, int index, float value) {
@@ -85,18 +87,22 @@ DEFINE_REPACK(Q4_K)
 DEFINE_REPACK(Q5_K)
 DEFINE_REPACK(Q6_K)
 
-FF_INLINE void repack_dense(int size, const uint8_t *row, uint8_t *panel, int column,
-                            int columns) {
-  for (int k = 0; k < columns; k++)
-    for (int i = 0; i < size; i++)
-      panel[((int64_t)k * PANEL + column) * size + i] = row ? row[(int64_t)k * size + i] : 0;
+/* Inputs [begin, end) of a float column of `size` bytes an element. */
+FF_INLINE void repack_dense(int size, const uint8_t *row, uint8_t *panel, int column, int begin,
+                            int end) {
+  for (int64_t k = begin; k < end; k++) {
+    uint8_t *to = panel + (k * PANEL + column) * size;
+    if (row) __builtin_memcpy(to, row + k * size, size);
+    else __builtin_memset(to, 0, size);
+  }
 }
 
-static void repack_any(int type, const uint8_t *row, uint8_t *panel, int column, int columns) {
-  int blocks = columns / 32;
+static void repack_any(int type, const uint8_t *row, uint8_t *panel, int column, int begin,
+                       int end) {
+  int blocks = end / 32;
   switch (type) {
-    case TYPE_F32: repack_dense(4, row, panel, column, columns); break;
-    case TYPE_F16: case TYPE_BF16: repack_dense(2, row, panel, column, columns); break;
+    case TYPE_F32: repack_dense(4, row, panel, column, begin, end); break;
+    case TYPE_F16: case TYPE_BF16: repack_dense(2, row, panel, column, begin, end); break;
     case TYPE_Q8_0: repack_Q8_0(row, panel, column, blocks); break;
     case TYPE_Q4_0: repack_Q4_0(row, panel, column, blocks); break;
     case TYPE_Q4_1: repack_Q4_1(row, panel, column, blocks); break;
@@ -116,10 +122,14 @@ FF_EXPORT void ff_repack(int type, const uint8_t *rows, uint8_t *panels, int out
                          int panel_begin, int panel_end) {
   int form = type <= TYPE_BF16 ? type : form_of(type);
   int64_t row_size = row_bytes(type, columns), panel_size = form_panel_bytes(form, columns);
+  /* Floats go in short pieces, so that a cache line gets all its columns at once. */
+  int step = type <= TYPE_BF16 ? 64 : columns;
   for (int p = panel_begin; p < panel_end; p++)
-    for (int c = 0; c < PANEL; c++) {
-      int64_t output = (int64_t)p * PANEL + c;
-      const uint8_t *row = rows + (output - (int64_t)panel_begin * PANEL) * row_size;
-      repack_any(type, output < outputs ? row : 0, panels + p * panel_size, c, columns);
-    }
+    for (int begin = 0; begin < columns; begin += step)
+      for (int c = 0; c < PANEL; c++) {
+        int64_t output = (int64_t)p * PANEL + c;
+        const uint8_t *row = rows + (output - (int64_t)panel_begin * PANEL) * row_size;
+        int end = begin + step < columns ? begin + step : columns;
+        repack_any(type, output < outputs ? row : 0, panels + p * panel_size, c, begin, end);
+      }
 }

@@ -120,21 +120,27 @@ FF_INLINE vf vf_min(vf a, vf b) {
 FF_INLINE vf vf_abs(vf x) { return (vf)((vi)x & 0x7fffffff); }
 
 /* Sum and maximum of all lanes: halves first, always in this order. */
-FF_INLINE float vf_sum(vf x) {
-  float t[LANES];
-  vf_store(t, x);
-  for (int half = LANES / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; i++) t[i] += t[i + half];
-  return t[0];
-}
-
+#if defined(FF_AVX512) || defined(FF_AVX2)
+#define FF_REDUCE(x, op256, op128)                                                     \
+  __m256 half = FF_HALVE(x, op256);                                                    \
+  __m128 a = op128(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));      \
+  a = op128(a, _mm_movehl_ps(a, a));                                                   \
+  return _mm_cvtss_f32(op128(a, _mm_movehdup_ps(a)))
+#if defined(FF_AVX512)
+#define FF_HALVE(x, op256) \
+  op256(_mm512_castps512_ps256((__m512)x), _mm512_extractf32x8_ps((__m512)x, 1))
+#else
+#define FF_HALVE(x, op256) (__m256) x
+#endif
+FF_INLINE float vf_sum(vf x) { FF_REDUCE(x, _mm256_add_ps, _mm_add_ps); }
+FF_INLINE float vf_hmax(vf x) { FF_REDUCE(x, _mm256_max_ps, _mm_max_ps); }
+#else
+FF_INLINE float vf_sum(vf x) { return (x[0] + x[2]) + (x[1] + x[3]); }
 FF_INLINE float vf_hmax(vf x) {
-  float t[LANES];
-  vf_store(t, x);
-  for (int half = LANES / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; i++) t[i] = t[i] > t[i + half] ? t[i] : t[i + half];
-  return t[0];
+  float a = x[0] > x[2] ? x[0] : x[2], b = x[1] > x[3] ? x[1] : x[3];
+  return a > b ? a : b;
 }
+#endif
 
 /* Nearest integer, ties to even; |x| < 2^22. */
 FF_INLINE vf vf_round(vf x) { return (x + 12582912.0f) - 12582912.0f; }
@@ -160,8 +166,16 @@ FF_INLINE vf vf_exp2(vf x) {
 }
 
 /* 16-bit integers to the low halves of 32-bit lanes, and back (the high halves are dropped). */
+#if defined(FF_AVX512)
+FF_INLINE vi vi_widen(vh h) { return (vi)_mm512_cvtepu16_epi32((__m256i)h); }
+FF_INLINE vh vi_narrow(vi x) { return (vh)_mm512_cvtepi32_epi16((__m512i)x); }
+#elif defined(FF_AVX2)
+FF_INLINE vi vi_widen(vh h) { return (vi)_mm256_cvtepu16_epi32((__m128i)h); }
+FF_INLINE vh vi_narrow(vi x) { return __builtin_convertvector(x, vh); }
+#else
 FF_INLINE vi vi_widen(vh h) { return __builtin_convertvector(h, vi); }
 FF_INLINE vh vi_narrow(vi x) { return __builtin_convertvector(x, vh); }
+#endif
 
 /* IEEE half to float by integers alone: for targets without the instruction. Exact. */
 FF_INLINE vf vf_from_f16_bits(vi h) {
