@@ -44,6 +44,8 @@ struct tile_args {
   isize end;
   /* What to prefetch while reading B, laid out as B is; may be null. */
   const char *next;
+  /* Where B goes as f32 for the blocks that follow, with B's shape; may be null. */
+  float *copy;
 };
 
 FF_INLINE float max_of_lanes(vf x) {
@@ -66,8 +68,22 @@ FF_INLINE float sum_of_lanes(vf x) {
 #endif
 }
 
+/*
+ * Finite halves to floats; where there is no instruction, by moving the bits into place and
+ * scaling the exponent (exact, subnormals included).
+ */
+FF_INLINE vf load_finite_f16(const uint16_t *from) {
+#if LANES > 4 || defined(__aarch64__)
+  return vf_load_f16(from);
+#else
+  typedef int16_t signed_halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+  vi wide = __builtin_convertvector(*(const signed_halves *)from, vi);
+  return (vf)((wide << 13) & (int)0x8fffffff) * 0x1p112f;
+#endif
+}
+
 FF_INLINE vf load_kv(const int type, const char *from) {
-  if (type == FF_KV_F16) return vf_load_f16((const uint16_t *)from);
+  if (type == FF_KV_F16) return load_finite_f16((const uint16_t *)from);
   if (type == FF_KV_BF16) return vf_load_bf16((const uint16_t *)from);
   return vf_load((const float *)from);
 }
@@ -76,13 +92,20 @@ FF_INLINE isize kv_bytes(const int type) {
   return type == FF_KV_F32 ? 4 : 2;
 }
 
-FF_INLINE void tile_step(const int rows, const int width,
-                                                            const int type, vf (*acc)[TILE_WIDTH],
-                                                            const float *a, isize a_stride,
-                                                            const char *b) {
+/* One step in k. `aside` is for the first block of query vectors that reads the page. */
+FF_INLINE void tile_step(const int rows, const int width, const int type, vf (*acc)[TILE_WIDTH],
+                         const float *a, isize a_stride, const char *b, const char *next,
+                         float *copy) {
   vf row[TILE_WIDTH];
 #pragma GCC unroll 4
   for (int w = 0; w < width; w++) row[w] = load_kv(type, b + w * LANES * kv_bytes(type));
+  if (next)
+    for (isize i = 0; i < width * LANES * kv_bytes(type); i += 64)
+      __builtin_prefetch(next + i, 0, 2);
+  if (copy) {
+#pragma GCC unroll 4
+    for (int w = 0; w < width; w++) vf_store(copy + w * LANES, row[w]);
+  }
 #pragma GCC unroll 6
   for (int r = 0; r < rows; r++) {
     vf broadcast = vf_splat(a[r * a_stride]);
@@ -92,48 +115,45 @@ FF_INLINE void tile_step(const int rows, const int width,
 }
 
 /* With one or two rows a second set of accumulators hides the latency of the multiply-adds. */
-FF_INLINE void tile(const int rows, const int width, const int type,
-                    const struct tile_args *t) {
+FF_INLINE void tile(const int rows, const int width, const int type, const struct tile_args *t) {
   vf acc[TILE_ROWS][TILE_WIDTH];
   vf odd[TILE_ROWS][TILE_WIDTH];
   const int twice = rows <= 2;
+  const isize a_stride = t->a_stride, b_stride = t->b_stride;
+  const isize copy_stride = b_stride / kv_bytes(type);
   const float *a = t->a + t->begin;
-  const char *b = t->b + t->begin * t->b_stride;
-  const char *next = t->next ? t->next + t->begin * t->b_stride : 0;
+  const char *b = t->b + t->begin * b_stride;
   isize k = t->end - t->begin;
 #pragma GCC unroll 6
   for (int r = 0; r < rows; r++) {
 #pragma GCC unroll 4
     for (int w = 0; w < width; w++) {
       acc[r][w] = t->alpha ? vf_load(t->c + r * t->c_stride + w * LANES) * vf_splat(t->alpha[r])
-                          : vf_splat(0.0f);
+                           : vf_splat(0.0f);
       odd[r][w] = vf_splat(0.0f);
+    }
+  }
+  if (t->next || t->copy) {
+    const char *next = t->next ? t->next + t->begin * b_stride : 0;
+    float *copy = t->copy ? t->copy + t->begin * copy_stride : 0;
+    for (; k > 0; k--) {
+      tile_step(rows, width, type, acc, a++, a_stride, b, next, copy);
+      b += b_stride;
+      if (next) next += b_stride;
+      if (copy) copy += copy_stride;
     }
   }
   if (twice) {
     for (; k > 1; k -= 2) {
-      tile_step(rows, width, type, acc, a, t->a_stride, b);
-      tile_step(rows, width, type, odd, a + 1, t->a_stride, b + t->b_stride);
-      if (next) {
-        for (isize i = 0; i < width * LANES * kv_bytes(type); i += 64) {
-          __builtin_prefetch(next + i, 0, 2);
-          __builtin_prefetch(next + t->b_stride + i, 0, 2);
-        }
-        next += 2 * t->b_stride;
-      }
+      tile_step(rows, width, type, acc, a, a_stride, b, 0, 0);
+      tile_step(rows, width, type, odd, a + 1, a_stride, b + b_stride, 0, 0);
       a += 2;
-      b += 2 * t->b_stride;
+      b += 2 * b_stride;
     }
   }
   for (; k > 0; k--) {
-    tile_step(rows, width, type, acc, a, t->a_stride, b);
-    if (next) {
-      for (isize i = 0; i < width * LANES * kv_bytes(type); i += 64)
-        __builtin_prefetch(next + i, 0, 2);
-      next += t->b_stride;
-    }
-    a++;
-    b += t->b_stride;
+    tile_step(rows, width, type, acc, a++, a_stride, b, 0, 0);
+    b += b_stride;
   }
 #pragma GCC unroll 6
   for (int r = 0; r < rows; r++) {
@@ -178,6 +198,7 @@ FF_INLINE void tile(const int rows, const int width, const int type,
       t->c += width * LANES; \
       t->b += width * LANES * kv_bytes(type); \
       if (t->next) t->next += width * LANES * kv_bytes(type); \
+      if (t->copy) t->copy += width * LANES; \
     } \
   }
 #if defined(FF_AVX512) || defined(__aarch64__)

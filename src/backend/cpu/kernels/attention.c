@@ -8,11 +8,10 @@
 #include "attention-image.h"
 
 enum { VECTORS = PAGE / LANES };
-enum { TILE_ROWS_PADDED = (TILE_ROWS + LANES - 1) / LANES * LANES };
 
 /* Pages that more than this many blocks of query vectors read are first copied to f32. */
 #ifndef WIDEN_BLOCKS
-#define WIDEN_BLOCKS 2
+#define WIDEN_BLOCKS 1
 #endif
 
 /* Which slots a block of query vectors sees: the union of its rows; empty where low >= high. */
@@ -41,6 +40,7 @@ struct page {
   const char *data;
   int type;
   const char *next;    /* to prefetch; may be null */
+  float *copy;         /* where to leave a copy in f32; may be null */
   isize next_offset;   /* bytes to the next page, 0 if there is none */
   isize position;      /* of slot 0 */
   isize begin, end;    /* slots that the segment covers */
@@ -61,18 +61,51 @@ static float log2_of(float x) {
   return (float)exponent + 2.8853900818f * z * series;
 }
 
-/* Largest of the score vectors [first, last). */
-FF_INLINE float largest_score(const float *score, isize first, isize last) {
+/* How far scores may exceed the running maximum, in base 2. */
+static const float SLACK = 8.0f;
+
+FF_INLINE int any_above(vf x, float limit) {
+#if defined(FF_AVX512)
+  return _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(limit), _CMP_GT_OQ) != 0;
+#elif defined(FF_AVX2)
+  return _mm256_movemask_ps((__m256)(x > vf_splat(limit))) != 0;
+#elif defined(__wasm_simd128__)
+  return wasm_v128_any_true((v128_t)(x > vf_splat(limit)));
+#else
+  return max_of_lanes(x) > limit;
+#endif
+}
+
+/* 2^x for x up to SLACK, relative error below 2e-7; 0 for x < -126. */
+FF_INLINE vf exp2_below(vf x) {
+#if defined(FF_AVX512)
+  /* x = n + f with |f| <= 1/2; 2^f by its minimax polynomial of degree 5 (Remez). */
+  vf f = (vf)_mm512_reduce_ps((__m512)x, _MM_FROUND_NO_EXC);
+  vf p = vf_splat(1.3276471980e-3f);
+  p = vf_fma(p, f, vf_splat(9.6755413342e-3f));
+  p = vf_fma(p, f, vf_splat(5.5507132735e-2f));
+  p = vf_fma(p, f, vf_splat(2.4022119724e-1f));
+  p = vf_fma(p, f, vf_splat(6.9314696706e-1f));
+  p = vf_fma(p, f, vf_splat(1.0000000717f));
+  __mmask16 alive = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126.0f), _CMP_GE_OQ);
+  return (vf)_mm512_maskz_scalef_ps(alive, (__m512)p, (__m512)(x - f));
+#else
+  return vf_exp2(x);
+#endif
+}
+
+/* Largest of the score vectors [first, last), lane by lane. */
+FF_INLINE vf largest_scores(const float *score, isize first, isize last) {
   vf best = vf_load(score + first * LANES);
   for (isize v = first + 1; v < last; v++) best = vf_max(best, vf_load(score + v * LANES));
-  return max_of_lanes(best);
+  return best;
 }
 
 /* Scores become probabilities relative to the maximum; returns their sums in each lane. */
 FF_INLINE vf exponentiate(float *score, isize first, isize last, float maximum) {
   vf total = vf_splat(0.0f), shift = vf_splat(maximum);
   for (isize v = first; v < last; v++) {
-    vf p = vf_exp2(vf_load(score + v * LANES) - shift);
+    vf p = exp2_below(vf_load(score + v * LANES) - shift);
     vf_store(score + v * LANES, p);
     total += p;
   }
@@ -80,24 +113,27 @@ FF_INLINE vf exponentiate(float *score, isize first, isize last, float maximum) 
 }
 
 /*
- * Online softmax of a block of query vectors over score vectors [first, last): the step that is
- * long in latency and short in work, first for all rows, so that rows overlap. alpha becomes
- * what the old outputs must be scaled by.
+ * Online softmax of a block of query vectors over score vectors [first, last). The running maximum
+ * follows only when a score exceeds it by more than SLACK: p then stays below 2^SLACK, which costs
+ * no precision, and nearly always no row's maximum must be reduced over its lanes and nothing
+ * rescaled. alpha becomes what the old outputs must be scaled by.
  */
 FF_INLINE void update_softmax(const int rows, float *score, isize first, isize last,
                               float *maximum, float *sum, float *alpha) {
-  float latest[TILE_ROWS], change[TILE_ROWS_PADDED] = {0};
   for (int r = 0; r < rows; r++) {
-    float m = largest_score(score + r * PAGE, first, last);
-    latest[r] = m > maximum[r] ? m : maximum[r];
-    change[r] = maximum[r] - latest[r];
-    maximum[r] = latest[r];
+    vf best = largest_scores(score + r * PAGE, first, last);
+    alpha[r] = 1.0f;
+    if (any_above(best, maximum[r] + SLACK)) {
+      float latest = max_of_lanes(best);
+      vf change = vf_exp2(vf_splat(maximum[r] - latest));
+      alpha[r] = change[0];
+      vf_store(sum + r * LANES, vf_load(sum + r * LANES) * change);
+      maximum[r] = latest;
+    }
   }
-  for (int r = 0; r < rows; r += LANES) vf_store(change + r, vf_exp2(vf_load(change + r)));
   for (int r = 0; r < rows; r++) {
-    alpha[r] = change[r];
-    vf total = exponentiate(score + r * PAGE, first, last, latest[r]);
-    vf_store(sum + r * LANES, vf_fma(vf_load(sum + r * LANES), vf_splat(alpha[r]), total));
+    vf total = exponentiate(score + r * PAGE, first, last, maximum[r]);
+    vf_store(sum + r * LANES, vf_load(sum + r * LANES) + total);
   }
 }
 
@@ -150,6 +186,7 @@ static struct range score_block(const struct item *it, const struct page *p, isi
       .b_stride = PAGE * kv_bytes(p->type),
       .end = it->head_dim,
       .next = p->next ? p->next + skip : 0,
+      .copy = p->copy ? p->copy + first * LANES : 0,
   };
   product(p->type, rows, (int)(last - first), &scores);
 
@@ -180,29 +217,25 @@ static void output_block(const struct item *it, const struct page *p, isize vect
       .begin = seen.low,
       .end = seen.high,
       .next = p->next,
+      .copy = p->copy,
   };
   product(p->type, rows, (int)(it->head_dim / LANES), &outputs);
 }
 
-/*
- * Many blocks read the page: copies it to f32 once, asking for the same place of the next page on
- * the way. K and V share one buffer, which so stays in the first-level cache.
- */
+/* Copies K or V of the page to f32, for pages whose first block may not see all of it. */
 static void widen(const struct item *it, struct page *p) {
   isize kv = kv_bytes(p->type), count = it->head_dim * PAGE;
-  float *to = it->wide;
-  for (isize i = 0; i < count; i += 64) {
-    if (p->next)
-      for (isize j = 0; j < 64 * kv; j += 64) __builtin_prefetch(p->next + i * kv + j, 0, 2);
-    for (isize j = i; j < i + 64; j += LANES)
-      vf_store(to + j, load_kv(p->type, p->data + j * kv));
-  }
-  p->data = (const char *)to;
+  for (isize i = 0; i < count; i += LANES)
+    vf_store(it->wide + i, load_kv(p->type, p->data + i * kv));
+  p->data = (const char *)it->wide;
   p->type = FF_KV_F32;
-  p->next = 0;
 }
 
-/* Applies a page to query vectors [begin, end), in blocks of nearly equal size. */
+/*
+ * Applies a page to query vectors [begin, end), in blocks of nearly equal size. Where there are
+ * several, the first leaves a copy in f32 on its way. K and V share the copy's place, which so
+ * stays in the first-level cache.
+ */
 static void attend_page(const struct item *it, struct page *p, const char *keys,
                         const char *values, isize begin, isize end) {
   isize blocks = (end - begin + TILE_ROWS - 1) / TILE_ROWS;
@@ -210,8 +243,9 @@ static void attend_page(const struct item *it, struct page *p, const char *keys,
   for (int pass = 0; pass < 2; pass++) {
     p->data = pass == 0 ? keys : values;
     p->next = p->next_offset == 0 ? 0 : p->data + p->next_offset;
+    p->copy = wide && !p->masked ? it->wide : 0;
     p->type = it->kv_type;
-    if (wide) widen(it, p);
+    if (wide && p->masked) widen(it, p);
     for (isize b = 0; b < blocks; b++) {
       isize vector = begin + (end - begin) * b / blocks;
       int rows = (int)(begin + (end - begin) * (b + 1) / blocks - vector);
@@ -220,6 +254,11 @@ static void attend_page(const struct item *it, struct page *p, const char *keys,
       else if (it->seen[b].low < it->seen[b].high)
         output_block(it, p, vector, rows, it->seen[b]);
       p->next = 0;
+      if (p->copy) {
+        p->data = (const char *)it->wide;
+        p->type = FF_KV_F32;
+        p->copy = 0;
+      }
     }
   }
 }
