@@ -1,0 +1,313 @@
+/**
+ * Measures attention on prefix trees without a model: the tree plan against the flat plan (every
+ * request alone, its GQA group together), by the same kernels on the same pages, all workers.
+ * @module
+ */
+import { freemem } from 'node:os';
+import { FlashForgeError, show } from '../../base/errors.ts';
+import { ceilDiv, median, randomStream } from '../../base/math.ts';
+import { PLAN_SHAPES } from '../../plan/default-profile.ts';
+import { DEFAULT_PLAN_OPTIONS, Planner } from '../../plan/make-plan.ts';
+import type { Plan, PlanSpec } from '../../plan/plan.ts';
+import { type Workload, workloadBytes, workloadForest } from '../../plan/workload.ts';
+import {
+  type AttentionShape,
+  kvLayout,
+  PAGE_TOKENS,
+  runAttention,
+  runMerges,
+} from './attention.ts';
+import { AttentionCheck } from './attention-check.ts';
+import { PlanImage } from './attention-image.ts';
+import type { Barrier } from './barrier.ts';
+import type { Kernels } from './kernel-table.ts';
+import type { Block } from './memory.ts';
+import { costProfile } from './profile.ts';
+import { createProvider, type Provider, type ProviderChoice } from './provider.ts';
+import { WorkerPool } from './worker-pool.ts';
+
+/** Bytes of an f16 number, the type of the measured KV cache. */
+const KV_BYTES = 2;
+/** Part of the free memory that KV pages may take. */
+const MEMORY_SHARE = 0.6;
+/** What 32-bit WebAssembly can hold besides queries, outputs and partial results. */
+const WASM_BYTES_MAX = 3 * 2 ** 30;
+/** Largest chunk of shared memory that JavaScript can address with one view. */
+const NATIVE_BYTES_MAX = 8 * 2 ** 30 - 2 ** 20;
+/** Measuring one workload ends after this time or this many samples of each kernel. */
+const BUDGET_MS = 3000;
+const SAMPLES_MAX = 41;
+const SAMPLES_MIN = 3;
+const WARM_UPS = 2;
+const PLANS_TIMED = 15;
+/** Random numbers that pages are filled from, each page at another offset. */
+const POOL_HALVES = 1 << 22;
+/** Queries are uniform in (-QUERY_SCALE, QUERY_SCALE), keys and values in (-1, 1). */
+const QUERY_SCALE = 4;
+
+/** One workload's result; times are null where it could not be measured. */
+export interface AttentionBenchRow {
+  readonly name: string;
+  readonly unique_bytes: number;
+  readonly flat_bytes: number;
+  readonly reduction: number;
+  readonly tree_us: number | null;
+  readonly flat_us: number | null;
+  /** flat_us / tree_us */
+  readonly speedup: number | null;
+  readonly plan_us: number | null;
+  /** Largest difference of an output from float64, over both kernels and the checked rows. */
+  readonly max_error: number | null;
+  /** Query vectors that were compared with float64. */
+  readonly checked: number;
+  /** Why it was not measured. */
+  readonly skipped?: string;
+}
+
+export interface AttentionBenchReport {
+  readonly device: 'cpu';
+  readonly provider: string;
+  readonly workers: number;
+  readonly rows: readonly AttentionBenchRow[];
+}
+
+export interface AttentionBenchOptions {
+  readonly provider?: ProviderChoice | undefined;
+  /** Threads, the caller included. */
+  readonly workers: number;
+  /** Most bytes of KV pages; default: 60% of the free memory. */
+  readonly memoryBytes?: number | undefined;
+  readonly signal?: AbortSignal | undefined;
+  readonly log?: ((message: string) => void) | undefined;
+  /** Told each row as it is measured. */
+  readonly onRow?: ((row: AttentionBenchRow) => void) | undefined;
+}
+
+/** What worker threads are started with: where to find the image to run, by address. */
+export interface BenchProgram {
+  readonly source: Provider['source'];
+  /** f64: address of the PlanImage, number of runs. */
+  readonly command: number;
+}
+
+/** One worker's share of `runs` runs; worker 0 gets each run's time in us. */
+export function benchRuns(
+  kernels: Kernels,
+  barrier: Barrier,
+  command: Float64Array,
+  worker: number,
+  workers: number,
+): number[] {
+  const [image, runs] = command;
+  const times: number[] = [];
+  for (let run = 0; run < runs; run++) {
+    barrier.meet();
+    const start = performance.now();
+    runAttention(kernels, image, 0, worker);
+    barrier.meet();
+    runMerges(kernels, image, worker, workers);
+    barrier.meet();
+    times.push((performance.now() - start) * 1000);
+  }
+  return times;
+}
+
+/**
+ * Measures every workload that fits into memory.
+ * @throws FlashForgeError 'compile', 'device' or 'aborted'.
+ */
+export async function benchAttention(
+  workloads: readonly Workload[],
+  options: AttentionBenchOptions,
+): Promise<AttentionBenchReport> {
+  const { workers, signal } = options;
+  const provider = await createProvider({ provider: options.provider, workers, log: options.log });
+  const most = provider.kind === 'wasm' ? WASM_BYTES_MAX : NATIVE_BYTES_MAX;
+  const limit = Math.min(most, options.memoryBytes ?? freemem() * MEMORY_SHARE);
+  const reasons = workloads.map((workload) => whyNot(workload, limit));
+  const largest = Math.max(
+    0,
+    ...workloads.map((workload, i) => (reasons[i] === null ? kvBytes(workload) : 0)),
+  );
+  options.log?.(`KV pages: ${mebibytes(largest)} MiB of random numbers`);
+  const pages = provider.memory.alloc(largest, 4096);
+  fillPages(provider, pages);
+  const command = provider.memory.alloc(16);
+  const program: BenchProgram = { source: provider.source, command: command.address };
+  const entry = new URL('./attention-bench-worker.js', import.meta.url);
+  const pool = await WorkerPool.start({ workers, entry, program });
+  try {
+    const bench = new Bench(provider, pool, pages.address, command.address);
+    const rows: AttentionBenchRow[] = [];
+    for (const [i, workload] of workloads.entries()) {
+      // A turn of the event loop lets signals arrive.
+      await new Promise((resolve) => setImmediate(resolve));
+      if (signal?.aborted) throw new FlashForgeError('aborted', 'interrupted');
+      const reason = reasons[i];
+      const row =
+        reason === null
+          ? await bench.measure(workload, options)
+          : { ...sizes(workload), ...NOT_MEASURED, skipped: reason };
+      rows.push(row);
+      options.onRow?.(row);
+    }
+    return { device: 'cpu', provider: provider.kind, workers, rows };
+  } finally {
+    await pool.close();
+  }
+}
+
+const NOT_MEASURED = {
+  ...{ tree_us: null, flat_us: null, speedup: null, plan_us: null, max_error: null, checked: 0 },
+} as const;
+
+const mebibytes = (bytes: number): string => (bytes / 2 ** 20).toFixed(0);
+
+/** Bytes of the workload's pages, every node in pages of its own. */
+function kvBytes({ tokens, kvHeads, headDim }: Workload): number {
+  let pages = 0;
+  for (const count of tokens) pages += ceilDiv(count, PAGE_TOKENS);
+  return pages * PAGE_TOKENS * kvHeads * headDim * 2 * KV_BYTES;
+}
+
+function whyNot(workload: Workload, limit: number): string | null {
+  const { headDim, name } = workload;
+  if (headDim % 16 !== 0 || headDim > 512) {
+    return `head_dim of ${show(name)} must be a multiple of 16 up to 512, got ${headDim}`;
+  }
+  const bytes = kvBytes(workload);
+  if (bytes <= limit) return null;
+  return `its KV pages need ${mebibytes(bytes)} MiB and ${mebibytes(limit)} MiB are allowed`;
+}
+
+function sizes(
+  workload: Workload,
+): Pick<AttentionBenchRow, 'name' | 'unique_bytes' | 'flat_bytes' | 'reduction'> {
+  const { unique, flat, reduction } = workloadBytes(workload, KV_BYTES);
+  return { name: workload.name, unique_bytes: unique, flat_bytes: flat, reduction };
+}
+
+/** Random f16 numbers in (-1, 1) everywhere; copies of one pool at offsets that never repeat. */
+function fillPages({ memory }: Provider, pages: Block): void {
+  const random = randomStream(7);
+  const pool = new Uint16Array(POOL_HALVES);
+  for (let i = 0; i < pool.length; i++) {
+    // Uniform in (-1, 1) but for the mantissa's low bits: the exponent of a uniform number.
+    const exponent = Math.max(1, 15 + Math.floor(Math.log2(random() || 0.5)));
+    pool[i] = (random() < 0.5 ? 0x8000 : 0) | (exponent << 10) | Math.floor(random() * 1024);
+  }
+  const step = 1 << 19;
+  for (let at = 0; at * 2 < pages.bytes; at += step) {
+    const count = Math.min(step, pages.bytes / 2 - at);
+    const offset = Math.floor(random() * (POOL_HALVES - count));
+    memory.u16(pages.address + at * 2, count).set(pool.subarray(offset, offset + count));
+  }
+}
+
+/** Measures workloads on one pool and one piece of memory. */
+class Bench {
+  readonly #provider: Provider;
+  readonly #pool: WorkerPool;
+  readonly #pages: number;
+  readonly #command: Float64Array;
+  #tensors: Block | null = null;
+
+  constructor(provider: Provider, pool: WorkerPool, pages: number, command: number) {
+    this.#provider = provider;
+    this.#pool = pool;
+    this.#pages = pages;
+    this.#command = provider.memory.f64(command, 2);
+  }
+
+  async measure(workload: Workload, options: AttentionBenchOptions): Promise<AttentionBenchRow> {
+    const { queryHeads, kvHeads, headDim } = workload;
+    const groupSize = queryHeads / kvHeads;
+    const shape: AttentionShape = { kvHeads, groupSize, headDim, kvType: 'f16' };
+    const { forest, pages } = workloadForest(workload, PAGE_TOKENS);
+    const spec: PlanSpec = {
+      ...{ kvHeads, groupSize, headDim, pageSize: PAGE_TOKENS, workers: options.workers },
+      taskRows: Math.max(1, Math.floor(PLAN_SHAPES.cpu.taskQueries / groupSize)),
+      profile: await costProfile(this.#provider, shape, options.log),
+      options: DEFAULT_PLAN_OPTIONS,
+    };
+    const planner = new Planner(spec);
+    const planTimes: number[] = [];
+    let plan: Plan = planner.plan(forest);
+    for (let i = 0; i < PLANS_TIMED; i++) {
+      const start = performance.now();
+      plan = planner.plan(forest);
+      planTimes.push((performance.now() - start) * 1000);
+    }
+    const flat = new Planner({
+      ...spec,
+      options: { ...DEFAULT_PLAN_OPTIONS, flat: true },
+    }).plan(forest);
+
+    const width = queryHeads * headDim;
+    const [query, output] = this.#queriesAndOutput(forest.rows * width);
+    const { memory, kernels } = this.#provider;
+    const layout = kvLayout(shape, 1, pages);
+    const buffers = {
+      ...{ query, key: 0, value: 0, inputStride: width, output, outputStride: width },
+      ...{ pages: this.#pages, layout, cosine: 0, sine: 0, writeSlots: 0 },
+    };
+    const images = [plan, flat].map((each) => {
+      const image = new PlanImage(memory, kernels, shape, buffers);
+      image.write(each, forest);
+      return image.address;
+    });
+    const [tree, alone] = this.#time(images);
+    const check = new AttentionCheck(memory, shape, layout, this.#pages, forest);
+    let error = 0;
+    for (const image of images) {
+      memory.f32(output, forest.rows * width).fill(Number.NaN);
+      this.#run(image, 1);
+      error = Math.max(error, check.largestError(query, output));
+      if (Number.isNaN(error)) break;
+    }
+    return {
+      ...sizes(workload),
+      ...{ tree_us: tree, flat_us: alone, speedup: alone / tree, plan_us: median(planTimes) },
+      ...{ max_error: error, checked: check.vectors },
+    };
+  }
+
+  /** Median times of the images in us, measured in turn so that drift meets both. */
+  #time(images: readonly number[]): number[] {
+    const samples: number[][] = images.map(() => []);
+    for (const image of images) this.#run(image, WARM_UPS);
+    const start = performance.now();
+    for (let i = 0; i < SAMPLES_MAX; i++) {
+      if (i >= SAMPLES_MIN && performance.now() - start > BUDGET_MS) break;
+      images.forEach((image, j) => {
+        // The first run after another kernel finds caches that are not its own.
+        samples[j].push(...this.#run(image, 2).slice(1));
+      });
+    }
+    return samples.map(median);
+  }
+
+  /** Runs an image on all workers; returns each run's time in us. */
+  #run(image: number, runs: number): number[] {
+    this.#command.set([image, runs]);
+    let times: number[] = [];
+    const { barrier, workers } = this.#pool;
+    this.#pool.step(() => {
+      times = benchRuns(this.#provider.kernels, barrier, this.#command, 0, workers);
+    });
+    return times;
+  }
+
+  /** Random queries and room for outputs, `count` floats each; reused where they are enough. */
+  #queriesAndOutput(count: number): [query: number, output: number] {
+    const bytes = count * 4;
+    if (this.#tensors === null || this.#tensors.bytes < 2 * bytes) {
+      this.#tensors = this.#provider.memory.alloc(2 * bytes);
+    }
+    const { address } = this.#tensors;
+    const random = randomStream(11);
+    const query = this.#provider.memory.f32(address, count);
+    for (let i = 0; i < count; i++) query[i] = (random() * 2 - 1) * QUERY_SCALE;
+    return [address, address + bytes];
+  }
+}

@@ -1,0 +1,81 @@
+/**
+ * `flashforge bench attention`: the tree kernel against the flat one on workload files.
+ * @module
+ */
+import { availableParallelism } from 'node:os';
+import { type AttentionBenchRow, benchAttention } from '../backend/cpu/attention-bench.ts';
+import {
+  type Arguments,
+  type Command,
+  type Context,
+  JSON_OPTION,
+  PROVIDER_OPTION,
+} from './command.ts';
+import { choiceOption, integersOption, usageError } from './parse-arguments.ts';
+import { table } from './table.ts';
+import { readWorkloadFile } from './workload-file.ts';
+
+const WORKERS_MAX = 1024;
+
+export const benchAttentionCommand: Command = {
+  name: 'bench attention',
+  summary: 'Measures attention of prefix trees with and without sharing, against float64.',
+  positionals: [],
+  options: [
+    { name: 'workloads', value: 'FILE', help: 'JSON list of trees (see docs/planner.md); needed' },
+    { name: 'device', value: 'NAME', help: 'cpu (default cpu)' },
+    PROVIDER_OPTION,
+    { name: 'workers', value: 'N', help: 'threads (default: one for each core)' },
+    { name: 'memory', value: 'MIB', help: 'most memory of KV pages (default: 60% of the free)' },
+    JSON_OPTION,
+  ],
+  examples: ['flashforge bench attention --workloads workloads.json --json -'],
+  run,
+};
+
+async function run(context: Context, given: Arguments): Promise<void> {
+  const path = given.text('workloads');
+  if (path === undefined) throw usageError('--workloads FILE is needed');
+  choiceOption(given, 'device', ['cpu'], 'cpu');
+  const provider = choiceOption(given, 'provider', ['auto', 'native', 'wasm'], 'auto');
+  const [workers] = integersOption(given, 'workers', [availableParallelism()], 1, WORKERS_MAX);
+  const memory =
+    given.text('memory') === undefined ? undefined : integersOption(given, 'memory', [0], 1)[0];
+  const workloads = await readWorkloadFile(path);
+  const report = await benchAttention(workloads, {
+    provider,
+    workers,
+    memoryBytes: memory === undefined ? undefined : memory * 2 ** 20,
+    signal: context.signal,
+    log: context.note,
+    onRow: (row) => context.note(rowLine(row)),
+  });
+  context.print(rowTable(report.rows));
+  for (const { name, skipped } of report.rows) {
+    if (skipped !== undefined) context.print(`${name} was not measured: ${skipped}`);
+  }
+  await context.report(report);
+}
+
+const us = (value: number | null): string => (value === null ? '-' : value.toFixed(0));
+
+function rowLine(row: AttentionBenchRow): string {
+  if (row.skipped !== undefined) return `${row.name}: skipped, ${row.skipped}`;
+  return `${row.name}: tree ${us(row.tree_us)} us, flat ${us(row.flat_us)} us`;
+}
+
+function rowTable(rows: readonly AttentionBenchRow[]): string {
+  const cells = rows.map((row) => [
+    row.name,
+    (row.unique_bytes / 1e6).toFixed(2),
+    (row.flat_bytes / 1e6).toFixed(2),
+    `${row.reduction.toFixed(2)}x`,
+    us(row.tree_us),
+    us(row.flat_us),
+    row.speedup === null ? '-' : `${row.speedup.toFixed(2)}x`,
+    us(row.plan_us),
+    row.max_error === null ? '-' : row.max_error.toExponential(1),
+  ]);
+  const head = ['workload', 'unique MB', 'flat MB', 'saved', 'tree us', 'flat us', 'faster'];
+  return table([...head, 'plan us', 'max error'], cells);
+}
