@@ -88,12 +88,12 @@ export class BatchBuilder {
     const logitEntries: number[] = [];
     for (let request = 0; request < forest.requests; request++) {
       const index = this.#forests.order[request];
-      const { sequence, path, from, to } = entries[index];
+      const { path, from, to } = entries[index];
       const row = requestRow[request];
       path.copyTokens(from, to, this.#tokens, row);
       if (path.computed > from) this.#slots.fill(-1, row, row + to - from);
       else this.#tree.copySlots(path, from, to, this.#slots, row);
-      if (!sequence.wantsLogits || to < path.length) continue;
+      if (to < path.length) continue;
       logitRows.push(requestRow[request + 1] - 1);
       logitEntries.push(index);
     }

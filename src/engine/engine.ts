@@ -7,6 +7,7 @@
 import type { Runner, StepOutput } from '../backend/backend.ts';
 import { assert, FlashForgeError } from '../base/errors.ts';
 import { ceilDiv } from '../base/math.ts';
+import type { Path } from '../kvcache/path.ts';
 import { PrefixTree } from '../kvcache/prefix-tree.ts';
 import { type Batch, BatchBuilder } from './batch.ts';
 import { EngineStats } from './engine-stats.ts';
@@ -29,6 +30,8 @@ export class Engine {
   readonly runner: Runner;
   readonly tree: PrefixTree;
   readonly stats = new EngineStats();
+  /** Called whenever there may be something to do: `step` until it returns false. */
+  onWork: () => void = () => {};
   readonly #batches: BatchBuilder;
   readonly #limits: SchedulerLimits;
   readonly #maxSequences: number;
@@ -107,6 +110,7 @@ export class Engine {
     }
     const sequence = new Sequence(owner, { ...init, arrival: this.#arrivals++ });
     this.#enqueue(sequence, tokens);
+    this.onWork();
     return sequence;
   }
 
@@ -117,32 +121,48 @@ export class Engine {
     sequence.path = this.tree.fork(origin.path, length);
     sequence.cost.cachedTokens = length;
     this.#admitted.add(sequence);
+    this.onWork();
     return sequence;
   }
 
   /**
-   * Appends a token and computes it in the next step. Where pages run out, less urgent sequences
-   * lose theirs and start again later; if none does, this one.
+   * Appends a sampled token and computes it in the next step. Where pages run out, less urgent
+   * sequences lose theirs and start again later; if there is none, this one does.
    */
   append(sequence: Sequence, token: number): void {
     assert(!sequence.ended, 'append to an ended sequence');
-    if (sequence.path === null) {
+    const { path } = sequence;
+    if (path === null) {
       sequence.waiting = withToken(sequence.waiting!, token);
       return;
     }
-    sequence.active = true;
+    const error = this.#grow(sequence, () => this.tree.append(path, token));
+    if (error !== null) this.#preempt(sequence, withToken(sequence.tokens(), token));
+  }
+
+  /**
+   * Appends tokens that the cache may know already, and computes those that it does not.
+   * @throws FlashForgeError 'out-of-pages'; the sequence is as before then.
+   */
+  extend(sequence: Sequence, tokens: ArrayLike<number>): void {
+    const { path } = sequence;
+    assert(path !== null, 'extend of a sequence without KV');
+    const error = this.#grow(sequence, () => this.tree.extend(path, tokens));
+    if (error !== null) throw tooFull(error, this.#admitted.size - 1);
+  }
+
+  /** Runs a growth of the tree, taking pages from less urgent sequences if it must. */
+  #grow(sequence: Sequence, growth: () => void): FlashForgeError | null {
+    this.resume(sequence);
     for (;;) {
       try {
-        this.tree.append(sequence.path, token);
-        return;
+        growth();
+        return null;
       } catch (error) {
         if (!isOutOfPages(error)) throw error;
         const victim = this.#victim(sequence);
-        if (victim !== null) this.#preempt(victim);
-        else {
-          this.#yield(sequence, token, error);
-          return;
-        }
+        if (victim === null) return error;
+        this.#preempt(victim);
       }
     }
   }
@@ -155,6 +175,7 @@ export class Engine {
 
   resume(sequence: Sequence): void {
     sequence.active = true;
+    this.onWork();
   }
 
   /** Lets a sequence go; what it computed stays cached. Ending twice does nothing. */
@@ -183,7 +204,7 @@ export class Engine {
       // Room for those that run to grow by a page each; without it they would soon be preempted.
       if (running > 0 && match.pages + running > this.tree.availablePages) return;
       try {
-        sequence.path = this.tree.insert(tokens, sequence.salt);
+        sequence.path = this.#insert(sequence, running === 0);
       } catch (error) {
         if (running > 0) return;
         this.#endWith(sequence, tooFull(error, this.#admitted.size));
@@ -193,8 +214,19 @@ export class Engine {
       sequence.waiting = null;
       if (sequence.cost.cachedTokens < 0) sequence.cost.cachedTokens = match.computed;
       this.#admitted.add(sequence);
-      if (sequence.wantsLogits || match.computed < tokens.length) running++;
-      else sequence.owner.onComputed(sequence, null);
+      running++;
+    }
+  }
+
+  /** `alone`: nothing will free pages, so that the cache itself has to give way. */
+  #insert(sequence: Sequence, alone: boolean): Path {
+    try {
+      return this.tree.insert(sequence.waiting!, sequence.salt);
+    } catch (error) {
+      if (!alone || !isOutOfPages(error)) throw error;
+      // Matched runs that begin and end inside pages take more of them than one dense run.
+      this.tree.evictAll();
+      return this.tree.insert(sequence.waiting!, sequence.salt);
     }
   }
 
@@ -224,10 +256,6 @@ export class Engine {
         logSumExp: output.logSumExp[row],
       });
     });
-    for (const { sequence, path, to } of entries) {
-      if (sequence.wantsLogits || sequence.path !== path || path.length !== to) continue;
-      sequence.owner.onComputed(sequence, null);
-    }
   }
 
   /** The least urgent sequence that may give way to `sequence`. */
@@ -247,16 +275,6 @@ export class Engine {
     sequence.path = null;
     this.#admitted.delete(sequence);
     this.#enqueue(sequence, tokens);
-  }
-
-  /** A sequence that cannot grow waits for others to end, or fails when there are none. */
-  #yield(sequence: Sequence, token: number, error: FlashForgeError): void {
-    const others = this.running > 1;
-    if (!sequence.preemptible || !others) {
-      this.#endWith(sequence, tooFull(error, this.#admitted.size - 1));
-      return;
-    }
-    this.#preempt(sequence, withToken(sequence.tokens(), token));
   }
 
   #enqueue(sequence: Sequence, tokens: Int32Array): void {

@@ -120,8 +120,7 @@ export class Generation implements SequenceOwner {
     this.#stop(new FlashForgeError('aborted', 'the request was aborted'));
   }
 
-  onComputed(sequence: Sequence, row: LogitsRow | null): void {
-    if (row === null) return;
+  onComputed(sequence: Sequence, row: LogitsRow): void {
     if (sequence === this.#first) {
       this.#split(sequence, row);
       return;

@@ -1,7 +1,7 @@
 /**
- * The scheduler's unit: one token sequence that wants its KV computed, and perhaps the logits
- * after its last token. Samples of a request, held prefixes and search branches are all
- * sequences; what happens with the result is their owner's matter.
+ * The scheduler's unit: one token sequence that wants its KV computed and the logits after its
+ * last token. Samples of a request, held prefixes and search branches are all sequences; what
+ * happens with the result is their owner's matter.
  * @module
  */
 import type { FlashForgeError } from '../base/errors.ts';
@@ -19,11 +19,8 @@ export interface LogitsRow {
 
 /** Called by the engine between steps; it may add, fork, append to, pause and end sequences. */
 export interface SequenceOwner {
-  /**
-   * All tokens are computed; `row` is null where no logits were wanted. The owner appends a
-   * token, pauses or ends the sequence before it returns.
-   */
-  onComputed(sequence: Sequence, row: LogitsRow | null): void;
+  /** All tokens are computed. The owner appends, pauses or ends before it returns. */
+  onComputed(sequence: Sequence, row: LogitsRow): void;
   /** The sequence was ended by the engine: it does not fit, or the device failed. */
   onError(sequence: Sequence, error: FlashForgeError): void;
 }
@@ -45,7 +42,6 @@ export class Sequence {
   readonly priority: number;
   /** Order of arrival; forks keep their origin's. */
   readonly arrival: number;
-  readonly wantsLogits: boolean;
   /** May lose its pages to others and start again later; false for what users hold. */
   readonly preemptible: boolean;
   /** Null while the sequence waits for admission, and after its end. */
@@ -64,7 +60,6 @@ export class Sequence {
     this.salt = init.salt ?? '';
     this.priority = init.priority ?? 0;
     this.arrival = init.arrival;
-    this.wantsLogits = init.wantsLogits ?? true;
     this.preemptible = init.preemptible ?? true;
   }
 
@@ -83,7 +78,6 @@ export interface SequenceInit {
   readonly salt?: string | undefined;
   readonly priority?: number | undefined;
   readonly arrival: number;
-  readonly wantsLogits?: boolean | undefined;
   readonly preemptible?: boolean | undefined;
 }
 

@@ -1,0 +1,323 @@
+/**
+ * The engine thread's side of the conversation: calls in, replies out, text on the outside and
+ * tokens inside. It runs the engine whenever there is work and lets other messages in between
+ * steps. It knows no thread itself, so that tests can drive it directly.
+ * @module
+ */
+import { FlashForgeError, show } from '../base/errors.ts';
+import { treeStats } from '../kvcache/tree-stats.ts';
+import { beamSearch, type Hypothesis } from './beam-search.ts';
+import { Branch } from './branch.ts';
+import type { Engine } from './engine.ts';
+import { Generation } from './generation.ts';
+import type { PromptEncoder } from './prompt-encoder.ts';
+import type { BranchMove, Call, EngineSnapshot, Placement, PromptSource, Reply } from './rpc.ts';
+import { Sampler, topLogprobs } from './sampler.ts';
+import { samplingParams } from './sampling-params.ts';
+
+type CallOf<K extends Call['kind']> = Extract<Call, { kind: K }>;
+
+/** Statistics are sent with every answer, and this often while requests run. */
+const STATS_EVERY_MS = 200;
+
+export class Session {
+  readonly #engine: Engine;
+  readonly #encoder: PromptEncoder;
+  readonly #model: { readonly vocab: number; readonly contextLength: number };
+  readonly #post: (replies: Reply[]) => void;
+  readonly #branches = new Map<number, Branch | FlashForgeError>();
+  /** How to abort the calls that run. */
+  readonly #aborts = new Map<number, () => void>();
+  #outbox: Reply[] = [];
+  #looping = false;
+  #statsDueMs = 0;
+  #statsChanged = true;
+
+  constructor(
+    engine: Engine,
+    encoder: PromptEncoder,
+    model: { readonly vocab: number; readonly contextLength: number },
+    post: (replies: Reply[]) => void,
+  ) {
+    this.#engine = engine;
+    this.#encoder = encoder;
+    this.#model = model;
+    this.#post = post;
+    engine.onWork = () => this.#wake();
+  }
+
+  /** Takes one call; everything it causes comes back through `post`. Resolves when it is done. */
+  handle(call: Call): Promise<void> {
+    return this.#run(call).then(
+      (value) => {
+        if ('id' in call && call.kind !== 'abort')
+          this.#answer({ kind: 'result', id: call.id, value });
+      },
+      (error: unknown) => {
+        if (!('id' in call)) throw error;
+        const { code, message } = asFlashForgeError(error);
+        this.#answer({ kind: 'error', id: call.id, code, message });
+      },
+    );
+  }
+
+  #answer(reply: Reply): void {
+    this.#outbox.push(reply);
+    this.#statsChanged = true;
+    if (!this.#looping) this.#flush();
+  }
+
+  async #run(call: Call): Promise<unknown> {
+    switch (call.kind) {
+      case 'generate':
+        return this.#generate(call);
+      case 'abort':
+        return this.#aborts.get(call.id)?.();
+      case 'prefill':
+        return this.#prefill(call);
+      case 'fork':
+        return this.#fork(call);
+      case 'append':
+        return this.#append(call.moves);
+      case 'top':
+        return this.#top(call);
+      case 'sample':
+        return this.#sample(call);
+      case 'branchTokens':
+        return [...this.#branch(call.branch).tokens()];
+      case 'release':
+        return this.#release(call.branch);
+      case 'beamSearch':
+        return this.#beamSearch(call);
+      case 'encode':
+        return this.#encoder.encode(call.prompt);
+      case 'decode':
+        return this.#encoder.decode(call.tokens);
+      case 'flat':
+        this.#engine.flat = call.flat;
+        return;
+      case 'resetStats':
+        return this.#engine.stats.reset();
+      case 'clearCache':
+        return this.#engine.tree.evictAll();
+      case 'close':
+        return this.#close();
+    }
+  }
+
+  #generate({ id, prompts, options, placement }: CallOf<'generate'>): Promise<void> {
+    const params = samplingParams(options, this.#model.vocab);
+    return new Promise((resolve, reject) => {
+      const generations: Generation[] = [];
+      let left = prompts.length;
+      const stop = (error: unknown): void => {
+        this.#aborts.delete(id);
+        reject(error);
+        for (const generation of generations) generation.abort();
+      };
+      this.#aborts.set(id, () => {
+        stop(new FlashForgeError('aborted', 'the request was aborted'));
+      });
+      try {
+        for (const [prompt, source] of prompts.entries()) {
+          const generation = new Generation(
+            this.#engine,
+            {
+              prompt: this.#tokensOf(source),
+              params,
+              contextLength: this.#model.contextLength,
+              eosIds: this.#encoder.eosIds,
+              salt: this.#saltOf(source, placement),
+              priority: placement.priority,
+              text: () => this.#encoder.stream(),
+            },
+            {
+              onToken: (event) => this.#outbox.push({ kind: 'token', id, prompt, event }),
+              onEnd: (end) => this.#outbox.push({ kind: 'end', id, prompt, end }),
+              onDone: () => {
+                if (--left > 0) return;
+                this.#aborts.delete(id);
+                resolve();
+              },
+              onError: stop,
+            },
+          );
+          generations.push(generation);
+        }
+      } catch (error) {
+        stop(error);
+      }
+    });
+  }
+
+  async #prefill({ id, branch, prompt, placement }: CallOf<'prefill'>): Promise<unknown> {
+    const made = Branch.create(this.#engine, this.#tokensOf(prompt), {
+      contextLength: this.#model.contextLength,
+      salt: this.#saltOf(prompt, placement),
+      priority: placement.priority,
+    });
+    this.#branches.set(branch, made);
+    this.#aborts.set(id, () => this.#release(branch));
+    try {
+      await made.row();
+    } catch (error) {
+      this.#branches.delete(branch);
+      throw error;
+    } finally {
+      this.#aborts.delete(id);
+    }
+    return { length: made.length, cachedTokens: made.cachedTokens };
+  }
+
+  /** A fork is not answered: what is wrong with it shows when it is used. */
+  #fork({ branch, of, length }: CallOf<'fork'>): void {
+    try {
+      this.#branches.set(branch, this.#branch(of).fork(length));
+    } catch (error) {
+      this.#branches.set(branch, asFlashForgeError(error));
+    }
+  }
+
+  /** Grows branches in lockstep. All tokens are encoded and checked before any branch grows. */
+  async #append(moves: readonly BranchMove[]): Promise<number[]> {
+    const growth = moves.map(({ branch, tokens, text }) => ({
+      branch: this.#branch(branch),
+      tokens: this.#encoder.encode({ branch, tokens, text }),
+    }));
+    for (const { branch, tokens } of growth) branch.append(tokens);
+    await Promise.all(growth.map(({ branch }) => branch.row()));
+    return growth.map(({ branch }) => branch.length);
+  }
+
+  async #top({ branches, count }: CallOf<'top'>): Promise<unknown> {
+    const rows = await Promise.all(branches.map((branch) => this.#branch(branch).row()));
+    return rows.map((row) => topLogprobs(row.logits, row.logSumExp, count));
+  }
+
+  async #sample({ branch, options, sample }: CallOf<'sample'>): Promise<unknown> {
+    const params = samplingParams(options, this.#model.vocab);
+    const origin = this.#branch(branch);
+    const row = await origin.row();
+    const prompt = params.repetitionPenalty === 1 ? [] : origin.tokens();
+    return new Sampler(params, sample, prompt).sample(row.logits, row.argmax, row.logSumExp);
+  }
+
+  #release(handle: number): void {
+    const branch = this.#branches.get(handle);
+    this.#branches.delete(handle);
+    if (branch instanceof Branch) branch.end();
+    this.#statsChanged = true;
+  }
+
+  async #beamSearch({ id, prompt, options, placement }: CallOf<'beamSearch'>): Promise<unknown> {
+    const { contextLength } = this.#model;
+    const controller = new AbortController();
+    this.#aborts.set(id, () => controller.abort());
+    const tokens = this.#tokensOf(prompt);
+    const origin = Branch.create(this.#engine, tokens, {
+      contextLength,
+      salt: this.#saltOf(prompt, placement),
+      priority: placement.priority,
+    });
+    try {
+      await origin.row();
+      const room = contextLength - tokens.length;
+      const { eosIds } = this.#encoder;
+      const found = await beamSearch(origin, options, eosIds, room, controller.signal);
+      return found.map((each: Hypothesis) => ({
+        ...each,
+        text: this.#encoder.decodeNew(each.tokens),
+      }));
+    } finally {
+      this.#aborts.delete(id);
+      origin.end();
+    }
+  }
+
+  /** Ends everything and waits until the last step is over and all owners have been told. */
+  async #close(): Promise<void> {
+    this.#engine.endAll(new FlashForgeError('aborted', 'the model was disposed'));
+    do await new Promise((resolve) => setImmediate(resolve));
+    while (this.#looping);
+  }
+
+  #branch(handle: number): Branch {
+    const branch = this.#branches.get(handle);
+    if (branch instanceof Branch) return branch;
+    throw branch ?? new FlashForgeError('request', 'the prefix was disposed');
+  }
+
+  #tokensOf(prompt: PromptSource): Int32Array {
+    const own = this.#encoder.encode(prompt);
+    if (prompt.branch === undefined) return Int32Array.from(own);
+    const before = this.#branch(prompt.branch).tokens();
+    const tokens = new Int32Array(before.length + own.length);
+    tokens.set(before);
+    tokens.set(own, before.length);
+    return tokens;
+  }
+
+  /** A request on a branch lives under the branch's salt. */
+  #saltOf(prompt: PromptSource, { salt }: Placement): string {
+    if (prompt.branch === undefined) return salt ?? '';
+    const branch = this.#branch(prompt.branch);
+    if (salt === undefined || salt === branch.salt) return branch.salt;
+    throw new FlashForgeError(
+      'request',
+      `cacheSalt must be the prefix's own (${show(branch.salt)}) or absent, got ${show(salt)}`,
+    );
+  }
+
+  #wake(): void {
+    if (this.#looping) return;
+    this.#looping = true;
+    setImmediate(() => void this.#loop());
+  }
+
+  /** Steps until nothing is left, with a turn of the event loop after each for new messages. */
+  async #loop(): Promise<void> {
+    try {
+      while (await this.#engine.step()) {
+        await new Promise((resolve) => setImmediate(resolve));
+        this.#flush();
+      }
+    } catch (error) {
+      // A device error has ended every sequence already; any other one is a mistake of ours.
+      this.#engine.endAll(asFlashForgeError(error));
+    }
+    this.#looping = false;
+    // Owners were told in microtasks: what they answer now goes out with the same message.
+    setImmediate(() => this.#flush());
+  }
+
+  #flush(): void {
+    const now = performance.now();
+    if (this.#statsChanged || now >= this.#statsDueMs) {
+      this.#statsChanged = false;
+      this.#statsDueMs = now + STATS_EVERY_MS;
+      // Before the answers, so that whoever awaited one finds them up to date.
+      this.#outbox.unshift({ kind: 'stats', stats: this.snapshot() });
+    }
+    if (this.#outbox.length === 0) return;
+    const replies = this.#outbox;
+    this.#outbox = [];
+    this.#post(replies);
+  }
+
+  snapshot(): EngineSnapshot {
+    const engine = this.#engine;
+    return {
+      tree: treeStats(engine.tree, engine.runner.tokenBytes),
+      steps: engine.stats.totals(),
+      running: engine.running,
+      waiting: engine.waiting,
+      flat: engine.flat,
+    };
+  }
+}
+
+function asFlashForgeError(error: unknown): FlashForgeError {
+  if (error instanceof FlashForgeError) return error;
+  const message = error instanceof Error ? error.message : String(error);
+  return new FlashForgeError('device', `the engine failed: ${message}`, { cause: error });
+}
