@@ -12,6 +12,7 @@
 #define TILE_VECTORS 4
 #define CHUNK_BYTES (384 * 1024)
 #define CHUNK_ROWS_LEAST 128
+/* How far ahead of their use weights are asked for when they are read only once. */
 #define AHEAD_INPUTS 64
 
 /* Rows x vectors of the tiles; their product is what the registers hold. */
@@ -38,6 +39,8 @@ typedef struct {
 } dense_task;
 
 FF_INLINE int element_bytes(int form) { return form == FORM_F32 ? 4 : 2; }
+
+FF_INLINE int ahead_bytes(int form) { return AHEAD_INPUTS * PANEL * element_bytes(form); }
 
 FF_INLINE vf load_weights(int form, const uint8_t *p) {
   if (form == FORM_F32) return vf_load((const float *)p);
@@ -67,9 +70,9 @@ FF_INLINE void store(const dense_task *task, int row, int column, vf sum) {
 }
 
 /* Rows [row, row + rows), of which `valid` exist, x vectors [first, first + vectors). Rows that do
-   not exist repeat the last one. */
+   not exist repeat the last one. Weights `ahead` bytes further on are asked for meanwhile. */
 FF_INLINE void dense_tile(int form, int rows, int vectors, const dense_task *task, int row,
-                          int valid, int first) {
+                          int valid, int first, int64_t ahead) {
   int size = element_bytes(form);
   const uint8_t *w[TILE_VECTORS];
   const float *x[TILE_ROWS];
@@ -90,7 +93,7 @@ FF_INLINE void dense_tile(int form, int rows, int vectors, const dense_task *tas
     UNROLL
     for (int v = 0; v < vectors; v++) {
       const uint8_t *p = w[v] + k * PANEL * size;
-      ff_prefetch(p + AHEAD_INPUTS * PANEL * size);
+      ff_prefetch(p + ahead);
       weight[v] = load_weights(form, p);
     }
     UNROLL
@@ -108,11 +111,16 @@ FF_INLINE void dense_tile(int form, int rows, int vectors, const dense_task *tas
 
 FF_INLINE void dense_rows(int form, int vectors, const dense_task *task, int begin, int end,
                           int first) {
-  for (int row = begin; row < end;) {
+  int64_t next = vectors * LANES * task->columns * element_bytes(form);
+  int64_t ahead = end - begin <= LARGE_ROWS ? ahead_bytes(form) : next;
+  for (int row = begin; row < end; ahead = 0) {
     int left = end - row;
-    if (left == 1) dense_tile(form, 1, vectors, task, row, 1, first);
-    else if (left <= 4 || LARGE_ROWS == 4) dense_tile(form, 4, vectors, task, row, left, first);
-    else dense_tile(form, LARGE_ROWS, vectors, task, row, left, first);
+    if (left == 1)
+      dense_tile(form, 1, vectors, task, row, 1, first, ahead);
+    else if (left <= 4 || LARGE_ROWS == 4)
+      dense_tile(form, 4, vectors, task, row, left, first, ahead);
+    else
+      dense_tile(form, LARGE_ROWS, vectors, task, row, left, first, ahead);
     row += left == 1 ? 1 : left <= 4 ? 4 : LARGE_ROWS;
   }
 }
@@ -122,7 +130,7 @@ FF_INLINE void dense_panels(int form, const dense_task *task, int begin, int end
   int v = p_begin * (PANEL / LANES), v_end = p_end * (PANEL / LANES);
   /* A single row has one chain of additions per vector: more vectors hide their latency. */
   for (; end - begin == 1 && v + 4 <= v_end; v += 4)
-    dense_tile(form, 1, 4, task, begin, 1, v);
+    dense_tile(form, 1, 4, task, begin, 1, v, ahead_bytes(form));
   for (; v + LARGE_VECTORS <= v_end; v += LARGE_VECTORS)
     dense_rows(form, LARGE_VECTORS, task, begin, end, v);
   for (; v < v_end; v++) dense_rows(form, 1, task, begin, end, v);

@@ -25,7 +25,7 @@
 #define CHUNK_BYTES (384 * 1024)
 #define CHUNK_ROWS_LEAST 128
 /* How far ahead of its use a panel is asked for when it is read only once. */
-#define AHEAD_BYTES 4096
+#define AHEAD_BYTES 16384
 
 typedef struct {
   const input_block *x;
