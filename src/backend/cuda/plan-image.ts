@@ -1,0 +1,237 @@
+/**
+ * A plan as the kernel reads it: one block of 32-bit words, copied to a fixed device address.
+ * The layout is that of kernels/plan-image.cuh. Workers' records come first and hold their first
+ * item and its first entries, so that a block's first KV copies wait for one read only.
+ * @module
+ */
+import { assert } from '../../base/errors.ts';
+import type { Forest } from '../../kvcache/forest.ts';
+import { OPEN_END, type Plan } from '../../plan/plan.ts';
+
+/** Sizes in 32-bit words, as in plan-image.cuh. */
+const WORKER_WORDS = 144;
+const WORKER_FIRST_ITEM = 8;
+const WORKER_ENTRIES = 16;
+const FIRST_ENTRIES = 32;
+const ITEM_WORDS = 8;
+const ENTRY_WORDS = 4;
+const ROW_WORDS = 2;
+const MERGE_WORDS = 4;
+const UNIT_TOKENS = 16;
+/** Entries of a tile of 64 tokens. */
+const TILE_ENTRIES = 4;
+const CAUSAL = 1 << 16;
+
+export interface PlanImage {
+  /** Valid until the next call of the same builder. */
+  readonly words: Int32Array;
+  /** Partial slots and merge counters that the launch needs. */
+  readonly slots: number;
+  readonly merges: number;
+}
+
+/** Builds images; keeps its memory between calls. */
+export class PlanImageBuilder {
+  #words: Int32Array;
+  readonly #pageSize: number;
+  readonly #window: boolean;
+  readonly #groupRows: number;
+  #scratch = new Int32Array(0);
+  readonly #target: (words: number) => Int32Array;
+  #taskEntry = new Int32Array(0);
+
+  /**
+   * @param groupRows rows of one group of consumer warps: a task with more is shared by two.
+   * @param window true if a sliding window makes every entry compare positions.
+   * @param target gives memory for so many words.
+   */
+  constructor(
+    pageSize: number,
+    groupRows: number = Number.POSITIVE_INFINITY,
+    window = false,
+    target = (words: number): Int32Array => new Int32Array(words),
+  ) {
+    this.#pageSize = pageSize;
+    this.#groupRows = groupRows;
+    this.#window = window;
+    this.#target = target;
+    this.#words = target(1 << 16);
+  }
+
+  build(plan: Plan, forest: Forest): PlanImage {
+    const entryTotal = this.#countEntries(plan, forest);
+    const items = plan.workers * WORKER_WORDS;
+    const merges = items + plan.items * ITEM_WORDS;
+    const entries = merges + plan.merges * plan.kvHeads * MERGE_WORDS;
+    const rows = entries + entryTotal * ENTRY_WORDS;
+    const total = rows + plan.taskDestination[plan.tasks] * ROW_WORDS;
+    if (this.#words.length < total) this.#words = this.#target(Math.ceil(total * 1.25));
+
+    this.#writeEntries(plan, forest, entries);
+    this.#writeRows(plan, rows);
+    this.#writeItems(plan, items, entries, rows);
+    this.#writeMerges(plan, merges);
+    return { words: this.#words.subarray(0, total), slots: plan.slots, merges: plan.merges };
+  }
+
+  /** Fills taskEntry (tasks + 1) with running counts; returns the total. */
+  #countEntries(plan: Plan, forest: Forest): number {
+    if (this.#taskEntry.length <= plan.tasks) this.#taskEntry = new Int32Array(plan.tasks * 2 + 1);
+    let total = 0;
+    for (let task = 0; task < plan.tasks; task++) {
+      this.#taskEntry[task] = total;
+      for (let s = plan.taskSegment[task]; s < plan.taskSegment[task + 1]; s++) {
+        const slot = forest.firstSlot[plan.segmentNode[s]];
+        const end = slot + segmentEnd(plan, forest, s);
+        const first = Math.floor((slot + plan.segmentBegin[s]) / UNIT_TOKENS);
+        total += Math.max(0, Math.ceil(end / UNIT_TOKENS) - first);
+      }
+    }
+    this.#taskEntry[plan.tasks] = total;
+    return total;
+  }
+
+  #writeEntries(plan: Plan, forest: Forest, at: number): void {
+    const words = this.#words;
+    const units = this.#pageSize / UNIT_TOKENS;
+    let out = at;
+    for (let task = 0; task < plan.tasks; task++) {
+      const taskRow = plan.taskRowBegin[task];
+      const taskAt = out;
+      for (let s = plan.taskSegment[task]; s < plan.taskSegment[task + 1]; s++) {
+        const node = plan.segmentNode[s];
+        const slot = forest.firstSlot[node];
+        const begin = slot + plan.segmentBegin[s];
+        const end = slot + segmentEnd(plan, forest, s);
+        const rowBegin = plan.segmentRowBegin[s];
+        const rowEnd = plan.segmentRowEnd[s];
+        const rows = (rowBegin - taskRow) | ((rowEnd - taskRow) << 16);
+        const position = forest.start[node] - slot;
+        const causalFrom = this.#window ? 0 : leastPosition(forest, rowBegin, rowEnd) - position;
+        const pages = forest.pageBegin[node];
+        for (let unit = Math.floor(begin / UNIT_TOKENS); unit * UNIT_TOKENS < end; unit++) {
+          const first = unit * UNIT_TOKENS;
+          const page = forest.pages[pages + Math.floor(unit / units)];
+          const low = begin > first ? begin - first : 0;
+          const high = end - first < UNIT_TOKENS ? end - first : UNIT_TOKENS;
+          words[out] = page * units + (unit % units);
+          words[out + 1] = position + first;
+          words[out + 2] = rows;
+          words[out + 3] = low | (high << 8) | (first + high - 1 > causalFrom ? CAUSAL : 0);
+          out += ENTRY_WORDS;
+        }
+      }
+      if (plan.taskRowEnd[task] - taskRow > this.#groupRows) this.#alternate(taskAt, out);
+    }
+  }
+
+  /**
+   * Puts a task's entries into the order in which two groups of warps are both busy: what both
+   * need first, then a tile for the one and a tile for the other in turn.
+   */
+  #alternate(from: number, to: number): void {
+    const words = this.#words;
+    if (this.#scratch.length < to - from) this.#scratch = new Int32Array((to - from) * 2);
+    const old = this.#scratch.subarray(0, to - from);
+    old.set(words.subarray(from, to));
+    let out = from;
+    const copyFrom = (at: number): void => {
+      for (let k = 0; k < ENTRY_WORDS; k++) words[out++] = old[at + k];
+    };
+    const group = (at: number): number => {
+      const rows = old[at + 2];
+      if (rows >>> 16 <= this.#groupRows) return 0;
+      return (rows & 0xffff) >= this.#groupRows ? 1 : 2;
+    };
+    for (let at = 0; at < old.length; at += ENTRY_WORDS) if (group(at) === 2) copyFrom(at);
+    const next = [0, 0];
+    while (out < to) {
+      for (const mine of [0, 1]) {
+        let count = 0;
+        for (; next[mine] < old.length && count < TILE_ENTRIES; next[mine] += ENTRY_WORDS) {
+          if (group(next[mine]) !== mine) continue;
+          copyFrom(next[mine]);
+          count++;
+        }
+      }
+    }
+  }
+
+  #writeRows(plan: Plan, at: number): void {
+    const words = this.#words;
+    const mergeOf = new Int32Array(plan.rows).fill(-1);
+    for (let m = 0; m < plan.merges; m++) mergeOf[plan.mergeRow[m]] = m;
+    let out = at;
+    for (let task = 0; task < plan.tasks; task++) {
+      const first = plan.taskDestination[task];
+      const rows = plan.taskRowEnd[task] - plan.taskRowBegin[task];
+      for (let r = 0; r < rows; r++) {
+        words[out] = plan.destination[first + r];
+        words[out + 1] = mergeOf[plan.taskRowBegin[task] + r];
+        out += ROW_WORDS;
+      }
+    }
+  }
+
+  #writeItems(plan: Plan, at: number, entries: number, rows: number): void {
+    const words = this.#words;
+    assert(entries % ENTRY_WORDS === 0 && rows % ROW_WORDS === 0, 'records must be aligned');
+    for (let worker = 0; worker < plan.workers; worker++) {
+      const base = worker * WORKER_WORDS;
+      const first = plan.workerItem[worker];
+      const count = plan.workerItem[worker + 1] - first;
+      words[base] = at / ITEM_WORDS + first;
+      words[base + 1] = count;
+      for (let i = first; i < first + count; i++) {
+        const task = Math.floor(plan.schedule[i] / plan.kvHeads);
+        const out = at + i * ITEM_WORDS;
+        words[out] = entries / ENTRY_WORDS + this.#taskEntry[task];
+        words[out + 1] = this.#taskEntry[task + 1] - this.#taskEntry[task];
+        words[out + 2] = plan.taskRowBegin[task];
+        words[out + 3] = plan.taskRowEnd[task] - plan.taskRowBegin[task];
+        words[out + 4] = plan.schedule[i] % plan.kvHeads;
+        words[out + 5] = rows / ROW_WORDS + plan.taskDestination[task];
+      }
+      if (count === 0) continue;
+      const item = at + first * ITEM_WORDS;
+      words.copyWithin(base + WORKER_FIRST_ITEM, item, item + ITEM_WORDS);
+      const from = words[item] * ENTRY_WORDS;
+      const copied = Math.min(FIRST_ENTRIES, words[item + 1]) * ENTRY_WORDS;
+      words.copyWithin(base + WORKER_ENTRIES, from, from + copied);
+    }
+  }
+
+  /** Merges in the order of their rows, an equal share to every worker. */
+  #writeMerges(plan: Plan, at: number): void {
+    const words = this.#words;
+    const total = plan.merges * plan.kvHeads;
+    for (let i = 0; i < total; i++) {
+      const merge = Math.floor(i / plan.kvHeads);
+      const out = at + i * MERGE_WORDS;
+      words[out] = plan.mergeRow[merge];
+      words[out + 1] = plan.mergeSlot[merge];
+      words[out + 2] = plan.mergeCount[merge];
+      words[out + 3] = i;
+    }
+    for (let worker = 0; worker < plan.workers; worker++) {
+      const first = Math.floor((total * worker) / plan.workers);
+      const base = worker * WORKER_WORDS;
+      words[base + 2] = at / MERGE_WORDS + first;
+      words[base + 3] = Math.floor((total * (worker + 1)) / plan.workers) - first;
+    }
+  }
+}
+
+function segmentEnd(plan: Plan, forest: Forest, segment: number): number {
+  const length = forest.length[plan.segmentNode[segment]];
+  const end = plan.segmentEnd[segment];
+  return end === OPEN_END || end > length ? length : end;
+}
+
+function leastPosition(forest: Forest, begin: number, end: number): number {
+  let least = forest.rowPosition[begin];
+  for (let row = begin + 1; row < end; row++) {
+    if (forest.rowPosition[row] < least) least = forest.rowPosition[row];
+  }
+  return least;
+}

@@ -1,0 +1,113 @@
+/**
+ * Variants of the attention kernel: which constants a kernel is compiled with for a head
+ * dimension, GQA group, page size and architecture, and what it then needs of the device.
+ * @module
+ */
+import { readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { FlashForgeError } from '../../base/errors.ts';
+import type { Sources } from './nvrtc.ts';
+
+export const HEAD_DIMS = [64, 80, 96, 128, 256] as const;
+/** Query vectors of one group of consumer warps: the rows of a tensor-core tile. */
+export const GROUP_VECTORS = 64;
+
+/** What a model and its cache ask of the kernel. */
+export interface AttentionSpec {
+  readonly headDim: number;
+  /** Query heads of one KV head. */
+  readonly groupSize: number;
+  readonly kvHeads: number;
+  /** Tokens of a KV page: a multiple of 16, up to 256. */
+  readonly pageSize: number;
+  readonly dtype: 'f16' | 'bf16';
+  readonly softcap?: boolean;
+}
+
+/** A compiled shape of the kernel. */
+export interface Variant {
+  readonly arch: string;
+  readonly defines: Readonly<Record<string, number>>;
+  /** Threads of a block and bytes of its shared memory. */
+  readonly threads: number;
+  readonly sharedBytes: number;
+  /** Most rows of one group of consumer warps, and of one task. */
+  readonly groupRows: number;
+  readonly taskRows: number;
+}
+
+/**
+ * Picks the tile shape: two groups of warps where shared memory holds their states, and as many
+ * stages of the KV ring as still fit.
+ * @throws FlashForgeError 'device' for a shape that no variant covers.
+ */
+export function variantFor(spec: AttentionSpec, arch: string, portable = false): Variant {
+  const { headDim, groupSize, pageSize } = spec;
+  if (!(HEAD_DIMS as readonly number[]).includes(headDim)) {
+    throw new FlashForgeError(
+      'device',
+      `head_dim must be one of ${HEAD_DIMS.join(', ')} on CUDA, got ${headDim}`,
+    );
+  }
+  if (!Number.isInteger(groupSize) || groupSize < 1 || groupSize > GROUP_VECTORS) {
+    throw new FlashForgeError(
+      'device',
+      `query heads per KV head must be between 1 and ${GROUP_VECTORS} on CUDA, got ${groupSize}`,
+    );
+  }
+  if (pageSize % 16 !== 0 || pageSize < 16 || pageSize > 256) {
+    throw new FlashForgeError(
+      'device',
+      `page size must be a multiple of 16 between 16 and 256 on CUDA, got ${pageSize}`,
+    );
+  }
+  const hopper = arch.startsWith('sm_90');
+  const budget = sharedBudget(arch);
+  const groups = headDim === 256 ? 1 : 2;
+  const tile = headDim === 256 ? 32 : 64;
+  const fixed = sharedBytes(headDim, tile, 0, groups);
+  const stages = Math.min(6, Math.floor((budget - fixed) / (tile * headDim * 4 + 128)));
+  return {
+    arch,
+    defines: {
+      FF_HEAD_DIM: headDim,
+      FF_GROUP: groupSize,
+      FF_PAGE_TOKENS: pageSize,
+      FF_TILE: tile,
+      FF_STAGES: stages,
+      FF_GROUPS: groups,
+      FF_BF16: spec.dtype === 'bf16' ? 1 : 0,
+      FF_SOFTCAP: spec.softcap ? 1 : 0,
+      FF_PORTABLE: portable || !hopper ? 1 : 0,
+    },
+    threads: groups * 128 + 32,
+    sharedBytes: sharedBytes(headDim, tile, stages, groups),
+    groupRows: Math.floor(GROUP_VECTORS / groupSize),
+    taskRows: groups * Math.floor(GROUP_VECTORS / groupSize),
+  };
+}
+
+/** Most shared memory of one block. Architectures 8.6, 8.9 and 12.x have the smaller amount. */
+function sharedBudget(arch: string): number {
+  if (/^sm_(90|10)/.test(arch)) return 227 * 1024;
+  return /^sm_(80|87)/.test(arch) ? 163 * 1024 : 99 * 1024;
+}
+
+/** Bytes of `Shape::Shared` in tree-attention.cu. */
+function sharedBytes(headDim: number, tile: number, stages: number, groups: number): number {
+  const ring = stages * (tile * headDim * 4 + (tile / 16) * 16 + 16);
+  const queries = groups * 2 * GROUP_VECTORS * headDim * 2;
+  const state = groups > 1 ? (headDim * 64 + 512) * 4 : 16;
+  return ring + queries + state;
+}
+
+const KERNELS = join(import.meta.dirname, 'kernels');
+
+/** All kernel sources of the package, by file name. */
+export function kernelSources(): Sources {
+  const sources = new Map<string, string>();
+  for (const name of readdirSync(KERNELS).sort()) {
+    if (/\.cuh?$/.test(name)) sources.set(name, readFileSync(join(KERNELS, name), 'utf8'));
+  }
+  return sources;
+}
