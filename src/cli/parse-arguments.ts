@@ -133,7 +133,7 @@ export function numberOption(
 }
 
 /** One of the names allowed, or `fallback` where the option was not given. */
-export function choiceOption<T extends string>(
+export function choiceOption<const T extends string>(
   given: Arguments,
   name: string,
   choices: readonly T[],
