@@ -7,7 +7,7 @@ import { Worker } from 'node:worker_threads';
 import { FlashForgeError } from '../base/errors.ts';
 import type { Call, EngineSnapshot, EngineStart, ModelInfo, Reply } from './rpc.ts';
 
-type StreamReply = Extract<Reply, { kind: 'token' | 'end' }>;
+export type StreamReply = Extract<Reply, { kind: 'token' | 'end' }>;
 
 /** A call without its number; distributes over the union. */
 type Unnumbered<T> = T extends { readonly id: number } ? Omit<T, 'id'> : never;
@@ -23,6 +23,8 @@ interface Pending {
 export interface LoadHooks {
   readonly onProgress?: ((share: number) => void) | undefined;
   readonly log?: ((line: string) => void) | undefined;
+  /** Told once when the thread has ended, whatever the reason. */
+  readonly onEnd?: ((error: FlashForgeError) => void) | undefined;
 }
 
 const LOAD_ID = 0;
@@ -185,5 +187,6 @@ export class EngineClient {
     if (this.#ended !== null) return;
     this.#ended = error;
     for (const id of [...this.#pending.keys()]) this.#settle(id, ({ reject }) => reject(error));
+    this.#hooks.onEnd?.(error);
   }
 }

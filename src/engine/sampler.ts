@@ -2,12 +2,11 @@
  * From a row of logits to a token. One sampler belongs to one sequence and keeps its random
  * stream and its token counts; a forked sequence takes a copy.
  *
- * Order of the steps: logit bias, penalties, temperature, min-p, top-k, top-p, draw. Vocabularies
- * have 50,000 to 150,000 tokens, so nothing sorts them: one pass keeps the tokens near the best
- * one, a heap takes the largest of these in order.
+ * Order of the steps: logit bias, penalties, temperature, min-p, top-k, top-p, draw.
  * @module
  */
 import { randomStream } from '../base/math.ts';
+import { drawToken } from './draw.ts';
 import type { SamplingParams } from './sampling-params.ts';
 
 /** A token with the natural log of its probability under the model (before any option). */
@@ -20,12 +19,6 @@ export interface TokenLogprob {
 export interface Sampled extends TokenLogprob {
   readonly top: readonly TokenLogprob[] | null;
 }
-
-/**
- * Tokens whose logit (over the temperature) is this far below the best are never drawn. Their
- * total probability is below vocab * e^-24, 6e-6 for 150,000 tokens.
- */
-const NEGLIGIBLE = 24;
 
 export class Sampler {
   readonly params: SamplingParams;
@@ -79,7 +72,10 @@ export class Sampler {
     let token = argmax;
     if (allowed || !this.plainGreedy) {
       const changed = this.adjusted(logits, allowed ?? null);
-      token = this.params.temperature === 0 ? largest(changed) : this.draw(changed);
+      if (changed !== logits) token = largest(changed);
+      if (this.params.temperature > 0) {
+        token = drawToken(changed, changed[token], this.params, this.random());
+      }
     }
     this.generated.set(token, (this.generated.get(token) ?? 0) + 1);
     const count = this.params.logprobs;
@@ -108,11 +104,9 @@ export class Sampler {
     const out = logits.slice();
     for (const [token, bias] of p.logitBias) out[token] += bias;
     if (p.repetitionPenalty !== 1) {
-      const seen = new Set(this.prompt);
-      for (const token of this.generated.keys()) seen.add(token);
-      for (const token of seen) {
-        out[token] =
-          out[token] > 0 ? out[token] / p.repetitionPenalty : out[token] * p.repetitionPenalty;
+      for (const token of this.prompt) penalize(out, token, p.repetitionPenalty);
+      for (const token of this.generated.keys()) {
+        if (!this.prompt.has(token)) penalize(out, token, p.repetitionPenalty);
       }
     }
     if (p.presencePenalty !== 0 || p.frequencyPenalty !== 0) {
@@ -125,25 +119,6 @@ export class Sampler {
     }
     return out;
   }
-
-  private draw(logits: Float32Array): number {
-    const p = this.params;
-    const best = logits[largest(logits)];
-    let range = NEGLIGIBLE;
-    if (p.minP > 0) range = Math.min(range, -Math.log(p.minP));
-    const threshold = best - range * p.temperature;
-    const ids: number[] = [];
-    for (let i = 0; i < logits.length; i++) if (logits[i] >= threshold) ids.push(i);
-    const weight = (id: number) => Math.exp((logits[id] - best) / p.temperature);
-    const kept = p.topK > 0 || p.topP < 1 ? mostLikely(ids, logits, weight, p) : ids;
-    const weights = kept.map(weight);
-    let left = this.random() * weights.reduce((sum, w) => sum + w, 0);
-    for (let i = 0; i < kept.length; i++) {
-      left -= weights[i];
-      if (left < 0) return kept[i];
-    }
-    return kept[kept.length - 1];
-  }
 }
 
 /** Mixes a seed of any size with the index of a sample into 32 bits. */
@@ -154,71 +129,14 @@ function mix(seed: number, sample: number): number {
   return (z ^ (z >>> 13)) >>> 0;
 }
 
+function penalize(logits: Float32Array, token: number, penalty: number): void {
+  logits[token] = logits[token] > 0 ? logits[token] / penalty : logits[token] * penalty;
+}
+
 function largest(logits: Float32Array): number {
   let best = 0;
   for (let i = 1; i < logits.length; i++) if (logits[i] > logits[best]) best = i;
   return best;
-}
-
-/** The tokens that top-k and then top-p keep, likeliest first. */
-function mostLikely(
-  ids: number[],
-  logits: Float32Array,
-  weight: (id: number) => number,
-  p: SamplingParams,
-): number[] {
-  const heap = new LogitHeap(ids, logits);
-  let kept: number[] | null = null;
-  if (p.topK > 0 && p.topK < ids.length) kept = Array.from({ length: p.topK }, () => heap.pop());
-  if (p.topP >= 1) return kept ?? ids;
-  const total = (kept ?? ids).reduce((sum, id) => sum + weight(id), 0);
-  const nucleus: number[] = [];
-  for (let mass = 0, i = 0; i < (kept ?? ids).length && mass < p.topP * total; i++) {
-    const id = kept ? kept[i] : heap.pop();
-    nucleus.push(id);
-    mass += weight(id);
-  }
-  return nucleus;
-}
-
-/** A binary heap of token ids by logit, largest first, lower id first among equals. */
-class LogitHeap {
-  private readonly ids: number[];
-  private readonly logits: Float32Array;
-
-  constructor(ids: readonly number[], logits: Float32Array) {
-    this.ids = ids.slice();
-    this.logits = logits;
-    for (let i = (this.ids.length >> 1) - 1; i >= 0; i--) this.sink(i);
-  }
-
-  pop(): number {
-    const top = this.ids[0];
-    const last = this.ids.pop() as number;
-    if (this.ids.length > 0) {
-      this.ids[0] = last;
-      this.sink(0);
-    }
-    return top;
-  }
-
-  private before(a: number, b: number): boolean {
-    const [x, y] = [this.logits[a], this.logits[b]];
-    return x > y || (x === y && a < b);
-  }
-
-  private sink(start: number): void {
-    const ids = this.ids;
-    for (let i = start; ; ) {
-      let next = i;
-      for (const child of [2 * i + 1, 2 * i + 2]) {
-        if (child < ids.length && this.before(ids[child], ids[next])) next = child;
-      }
-      if (next === i) return;
-      [ids[i], ids[next]] = [ids[next], ids[i]];
-      i = next;
-    }
-  }
 }
 
 /** The `count` largest logits as log-probabilities, largest first. */

@@ -17,7 +17,7 @@ export interface SamplingOptions {
   readonly topP?: number;
   /** Drop tokens less likely than minP times the likeliest, in [0, 1]. */
   readonly minP?: number;
-  /** Divides positive and multiplies negative logits of tokens seen in prompt or output; 1 = off. */
+  /** Divides positive, multiplies negative logits of tokens in prompt or output; 1 = off. */
   readonly repetitionPenalty?: number;
   /** Subtracted once from the logit of every token already generated; in [-2, 2]. */
   readonly presencePenalty?: number;

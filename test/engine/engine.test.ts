@@ -131,7 +131,7 @@ test('random trees, small caches: every greedy output is the model own, tree or 
   );
 });
 
-test('sampling with a seed gives the same tokens alone, in a batch, and after preemption', async () => {
+test('a seed gives the same tokens alone, in a batch, and after preemption', async () => {
   const options = { temperature: 1, seed: 5, n: 3, maxTokens: 20 };
   const alone = new Engine(new FakeRunner());
   const expected = generate(alone, [1, 2, 3], options);
