@@ -71,8 +71,8 @@ class Loader {
   /** Repacks a matrix whose blocks are at hand. */
   pack(name: WeightName, bytes: Uint8Array, bias = 0): PackedMatrix {
     const { type, rows, columns } = this.#checkpoint.tensors.get(name)!;
-    const { memory, kernels } = this.#provider;
-    const { address } = memory.alloc(repackedBytes(type, rows, columns), 4096);
+    const { memory, kernels, kind } = this.#provider;
+    const { address } = memory.alloc(repackedBytes(type, rows, columns, kind), 4096);
     const rowBytes = bytes.length / rows;
     const step = Math.max(1, Math.floor(PIECE_BYTES / (rowBytes * PANEL_COLUMNS)));
     const piece = this.#reserve(step * PANEL_COLUMNS * rowBytes);

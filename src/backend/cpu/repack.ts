@@ -7,6 +7,7 @@
 import { assert } from '../../base/errors.ts';
 import { alignUp, ceilDiv } from '../../base/math.ts';
 import type { TensorType } from '../../checkpoint/checkpoint.ts';
+import type { ProviderKind } from './provider.ts';
 
 /** Output columns of a panel, the unit in which workers share a product. */
 export const PANEL_COLUMNS = 16;
@@ -28,25 +29,29 @@ export const TYPE_CODE: Readonly<Record<TensorType, number>> = {
   Q6_K: 10,
 };
 
-/** A repacked layout: its number in kernels/panels.h and the bytes of 32 inputs x 16 columns. */
+/** A repacked layout: its number in kernels/panels.h, and what 32 inputs x 16 columns take. */
 interface Form {
   readonly code: number;
-  readonly blockBytes: number;
+  /** Bytes of the weights themselves. */
+  readonly weightBytes: number;
+  /** Scales and minima: float16 if `half` (but float32 in WebAssembly), else float32. */
+  readonly scales: number;
+  readonly half: boolean;
 }
 
 const QUANTIZED_FORMS = {
-  B8: { code: 3, blockBytes: 512 + 32 },
-  N4: { code: 4, blockBytes: 256 + 32 },
-  N4_MIN: { code: 5, blockBytes: 256 + 64 },
-  N4_MIN32: { code: 6, blockBytes: 256 + 128 },
-  B8_MIN32: { code: 7, blockBytes: 512 + 128 },
-  B8_HALVES: { code: 8, blockBytes: 512 + 128 },
+  B8: { code: 3, weightBytes: 512, scales: 16, half: true },
+  N4: { code: 4, weightBytes: 256, scales: 16, half: true },
+  N4_MIN: { code: 5, weightBytes: 256, scales: 32, half: true },
+  N4_MIN32: { code: 6, weightBytes: 256, scales: 32, half: false },
+  B8_MIN32: { code: 7, weightBytes: 512, scales: 32, half: false },
+  B8_HALVES: { code: 8, weightBytes: 512, scales: 32, half: false },
 } as const satisfies Record<string, Form>;
 
 const FORMS: Readonly<Record<TensorType, Form>> = {
-  F32: { code: 0, blockBytes: 2048 },
-  F16: { code: 1, blockBytes: 1024 },
-  BF16: { code: 2, blockBytes: 1024 },
+  F32: { code: 0, weightBytes: 2048, scales: 0, half: false },
+  F16: { code: 1, weightBytes: 1024, scales: 0, half: false },
+  BF16: { code: 2, weightBytes: 1024, scales: 0, half: false },
   Q8_0: QUANTIZED_FORMS.B8,
   Q4_0: QUANTIZED_FORMS.N4,
   Q4_1: QUANTIZED_FORMS.N4_MIN,
@@ -67,19 +72,25 @@ export const formCode = (type: TensorType): number => FORMS[type].code;
 export const panelCount = (outputs: number): number => ceilDiv(outputs, PANEL_COLUMNS);
 
 /** Bytes of one panel; panels follow one another, the first aligned to 64. */
-export function panelBytes(type: TensorType, columns: number): number {
-  const { blockBytes } = FORMS[type];
-  if (isDense(type)) return (columns * blockBytes) / BLOCK_COLUMNS;
-  assert(columns % BLOCK_COLUMNS === 0, `${columns} columns are no multiple of ${BLOCK_COLUMNS}`);
-  return alignUp((columns / BLOCK_COLUMNS) * blockBytes, 64);
+export function panelBytes(type: TensorType, columns: number, provider: ProviderKind): number {
+  const { weightBytes, scales, half } = FORMS[type];
+  const blocks = columns / BLOCK_COLUMNS;
+  if (isDense(type)) return blocks * weightBytes;
+  assert(Number.isInteger(blocks), `${columns} columns are no multiple of ${BLOCK_COLUMNS}`);
+  const scaleBytes = half && provider !== 'wasm' ? 2 : 4;
+  return alignUp(blocks * (weightBytes + scales * scaleBytes), 64);
 }
 
 /** Bytes of a repacked matrix (outputs, columns). */
-export const repackedBytes = (type: TensorType, outputs: number, columns: number): number =>
-  panelCount(outputs) * panelBytes(type, columns);
+export const repackedBytes = (
+  type: TensorType,
+  outputs: number,
+  columns: number,
+  provider: ProviderKind,
+): number => panelCount(outputs) * panelBytes(type, columns, provider);
 
-/** sizeof(input_block) of the widest build: 32 int16 inputs of 4 rows, and 5 numbers a row. */
-const INPUT_BLOCK_BYTES = 4 * (32 * 2 + 5 * 4);
+/** sizeof(input_block) of the widest build: 4 rows of 32 inputs as int16 and int8, 5 numbers. */
+const INPUT_BLOCK_BYTES = 4 * (32 * 3 + 5 * 4);
 
 /** Bytes of `rows` quantised rows in any build. */
 export const quantizedBytes = (rows: number, columns: number): number =>

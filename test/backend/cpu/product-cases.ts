@@ -145,7 +145,7 @@ export class Matrix {
     this.#provider = provider;
     const source = provider.memory.alloc(raw.length);
     source.u8().set(raw);
-    const panels = provider.memory.alloc(repackedBytes(type, outputs, columns), 64);
+    const panels = provider.memory.alloc(repackedBytes(type, outputs, columns, provider.kind), 64);
     this.#panels = panels.address;
     panels.u8().fill(0xff);
     // In two parts, the second from its own first row, as a loader that reads piecewise does.

@@ -117,13 +117,26 @@ FF_INLINE weight_t weight_pairs(v128_t w) {
   return (weight_t){wasm_i16x8_extend_low_i8x16(w), wasm_i16x8_extend_high_i8x16(w)};
 }
 FF_INLINE weight_t weight8(const uint8_t *p) { return weight_pairs(wasm_v128_load(p)); }
-FF_INLINE weight_t weight4(vi nibbles) { return weight_pairs((v128_t)nibbles); }
 FF_INLINE vi dot8(vi acc, weight_t w, const input_t *x) {
   vi a = (vi)wasm_i32x4_dot_i16x8(w.first, wasm_v128_load32_splat(x));
   vi b = (vi)wasm_i32x4_dot_i16x8(w.second, wasm_v128_load32_splat(x + 2));
   return acc + a + b;
 }
+#if defined(__wasm_relaxed_simd__)
+/* Nibbles are 7-bit numbers, so that the relaxed product is the same on every engine; 16-bit sums
+   hold a whole block as on AVX2. They lie four inputs a column and take int8 inputs. */
+#define FF_NARROW_NIBBLES 1
+typedef v128_t nibble_t;
+FF_INLINE nibble_t weight4(vi nibbles) { return (v128_t)nibbles; }
+FF_INLINE vi dot4(vi acc, nibble_t w, const int8_t *x) {
+  v128_t pairs = wasm_i16x8_relaxed_dot_i8x16_i7x16(wasm_v128_load32_splat(x), w);
+  return (vi)wasm_i16x8_add((v128_t)acc, pairs);
+}
+#define FF_FINISH4(acc) ((vi)wasm_i32x4_dot_i16x8((v128_t)(acc), wasm_i16x8_splat(1)))
+#else
+FF_INLINE weight_t weight4(vi nibbles) { return weight_pairs((v128_t)nibbles); }
 FF_INLINE vi dot4(vi acc, weight_t w, const input_t *x) { return dot8(acc, w, x); }
+#endif
 
 #else
 /* Any other machine: bytes taken out of 32-bit lanes by shifts. */
@@ -135,6 +148,14 @@ FF_INLINE vi dot8(vi acc, weight_t w, const input_t *x) {
   return acc + (w << 8 >> 24) * vi_splat(x[2]) + (w >> 24) * vi_splat(x[3]);
 }
 FF_INLINE vi dot4(vi acc, weight_t w, const input_t *x) { return dot8(acc, w, x); }
+#endif
+
+/* What nibbles become, and the inputs they are multiplied with. */
+#if defined(FF_NARROW_NIBBLES)
+typedef int8_t nibble_input_t;
+#else
+typedef weight_t nibble_t;
+typedef input_t nibble_input_t;
 #endif
 
 #if defined(FF_ZERO_AT_START)

@@ -71,7 +71,7 @@ FF_INLINE void dot_nibbles(int rows, const tile_rows *t, int b, const uint8_t *w
                            vi dot[TILE_ROWS][TILE_VECTORS]) {
   UNROLL_GROUPS
   for (int g = 0; g < 4; g++) {
-    weight_t low[TILE_VECTORS], high[TILE_VECTORS];
+    nibble_t low[TILE_VECTORS], high[TILE_VECTORS];
     UNROLL
     for (int v = 0; v < TILE_VECTORS; v++) {
       vi raw = (vi) * (const vb_mem *)(w + g * 64 + v * 4 * LANES);
@@ -81,7 +81,8 @@ FF_INLINE void dot_nibbles(int rows, const tile_rows *t, int b, const uint8_t *w
     UNROLL
     for (int r = 0; r < rows; r++) {
       int lane = rows == 1 ? t->lane : r % 4;
-      const input_t *x = t->x[r / 4][b].q[g][lane], *x2 = t->x[r / 4][b].q[g + 4][lane];
+      const nibble_input_t *x = nibble_inputs(&t->x[r / 4][b], g, lane);
+      const nibble_input_t *x2 = nibble_inputs(&t->x[r / 4][b], g + 4, lane);
       UNROLL
       for (int v = 0; v < TILE_VECTORS; v++)
         dot[r][v] = dot4(dot4(dot[r][v], low[v], x), high[v], x2);
@@ -200,9 +201,12 @@ FF_INLINE void run_tile(int form, int rows, const linear_task *task, int row, in
 #if LANES == 16
 #define LARGE_TILE 16
 #define MEDIUM_TILE 8
+#define SINGLE_ROWS 1
 #else
 #define LARGE_TILE 4
 #define MEDIUM_TILE 4
+/* Here arithmetic is the bottleneck, and half a tile of garbage costs more than a second pass. */
+#define SINGLE_ROWS 2
 #endif
 
 /* Rows [begin, end) of one panel, in tiles as large as fit. Small rests are padded: the rows
@@ -212,7 +216,7 @@ FF_INLINE void run_panel(int form, const linear_task *task, int begin, int end, 
   int64_t ahead = end - begin <= LARGE_TILE ? AHEAD_BYTES : next;
   for (int row = begin; row < end; ahead = 0) {
     int left = end - row;
-    if (row % GROUP_ROWS != 0 || left == 1) {
+    if (row % GROUP_ROWS != 0 || left <= SINGLE_ROWS) {
       run_tile(form, 1, task, row, 1, p, ahead);
       row += 1;
     } else if (LARGE_TILE > MEDIUM_TILE && left > LARGE_TILE - GROUP_ROWS) {

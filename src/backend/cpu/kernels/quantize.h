@@ -21,7 +21,20 @@ typedef struct {
   /* -128 times the sum of q over the block, and over each half of it. */
   int32_t zero[GROUP_ROWS];
   int32_t half_zero[2][GROUP_ROWS];
+#if defined(FF_NARROW_NIBBLES)
+  /* q as int8. */
+  int8_t narrow[BLOCK / 4][GROUP_ROWS][4];
+#endif
 } input_block;
+
+/* Input group g of a row for weights of nibbles. */
+FF_INLINE const nibble_input_t *nibble_inputs(const input_block *x, int g, int lane) {
+#if defined(FF_NARROW_NIBBLES)
+  return x->narrow[g][lane];
+#else
+  return x->q[g][lane];
+#endif
+}
 
 /* LANES inputs. */
 typedef input_t vq __attribute__((vector_size(sizeof(input_t) * LANES)));
@@ -62,6 +75,9 @@ FF_INLINE void quantize_into(const float *x, input_block *out, int lane) {
   }
   for (int g = 0; g < BLOCK / 4; g++)
     __builtin_memcpy(out->q[g][lane], q + 4 * g, 4 * sizeof(input_t));
+#if defined(FF_NARROW_NIBBLES)
+  for (int i = 0; i < BLOCK; i++) out->narrow[i / 4][lane][i % 4] = (int8_t)q[i];
+#endif
   int32_t first = sum16(ints), second = sum16(ints + 16 / LANES);
   out->scale[lane] = scale;
   out->sum[lane] = scale * (float)(first + second);

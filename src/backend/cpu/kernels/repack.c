@@ -12,26 +12,38 @@
 #endif
 
 /* 4 inputs of a column to their place in a group of 16 columns x 4 inputs. */
-FF_INLINE void put_group(const uint8_t *bytes, uint8_t *group, int column) {
-#if defined(FF_PAIRED)
-  uint8_t *first = group + column / LANES * (4 * LANES) + column % LANES * 2;
-  __builtin_memcpy(first, bytes, 2);
-  __builtin_memcpy(first + 2 * LANES, bytes + 2, 2);
-#else
-  __builtin_memcpy(group + column * 4, bytes, 4);
-#endif
+FF_INLINE void put_group(const uint8_t *bytes, uint8_t *group, int column, int paired) {
+  if (paired) {
+    uint8_t *first = group + column / LANES * (4 * LANES) + column % LANES * 2;
+    __builtin_memcpy(first, bytes, 2);
+    __builtin_memcpy(first + 2 * LANES, bytes + 2, 2);
+  } else {
+    __builtin_memcpy(group + column * 4, bytes, 4);
+  }
 }
+
+/* Whether the target's dot products want their weights in pairs (dot.h). */
+#if defined(FF_PAIRED)
+#define PAIRED_BYTES 1
+#else
+#define PAIRED_BYTES 0
+#endif
+#if defined(FF_NARROW_NIBBLES)
+#define PAIRED_NIBBLES 0
+#else
+#define PAIRED_NIBBLES PAIRED_BYTES
+#endif
 
 FF_INLINE void put_bytes(const int8_t *q, uint8_t *out, int column) {
   uint8_t bytes[32];
   for (int i = 0; i < 32; i++) bytes[i] = (uint8_t)(q[i] + BYTE_BIAS);
-  for (int g = 0; g < 8; g++) put_group(bytes + 4 * g, out + g * 64, column);
+  for (int g = 0; g < 8; g++) put_group(bytes + 4 * g, out + g * 64, column, PAIRED_BYTES);
 }
 
 FF_INLINE void put_nibbles(const int8_t *q, uint8_t *out, int column, int bias) {
   uint8_t bytes[16];
   for (int i = 0; i < 16; i++) bytes[i] = (uint8_t)((q[i] + bias) | (q[i + 16] + bias) << 4);
-  for (int g = 0; g < 4; g++) put_group(bytes + 4 * g, out + g * 64, column);
+  for (int g = 0; g < 4; g++) put_group(bytes + 4 * g, out + g * 64, column, PAIRED_NIBBLES);
 }
 
 FF_INLINE void put_scale(int form, uint8_t *scales, int index, float value) {
