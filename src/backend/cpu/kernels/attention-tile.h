@@ -92,7 +92,7 @@ FF_INLINE isize kv_bytes(const int type) {
   return type == FF_KV_F32 ? 4 : 2;
 }
 
-/* One step in k. `aside` is for the first block of query vectors that reads the page. */
+/* One step in k. Prefetch and copy are for the first block that reads the page. */
 FF_INLINE void tile_step(const int rows, const int width, const int type, vf (*acc)[TILE_WIDTH],
                          const float *a, isize a_stride, const char *b, const char *next,
                          float *copy) {
@@ -114,16 +114,37 @@ FF_INLINE void tile_step(const int rows, const int width, const int type, vf (*a
   }
 }
 
-/* With one or two rows a second set of accumulators hides the latency of the multiply-adds. */
-FF_INLINE void tile(const int rows, const int width, const int type, const struct tile_args *t) {
-  vf acc[TILE_ROWS][TILE_WIDTH];
-  vf odd[TILE_ROWS][TILE_WIDTH];
-  const int twice = rows <= 2;
+/*
+ * Steps in k over [begin, end). With one or two rows every other step goes to a second set of
+ * accumulators, which hides the latency of the multiply-adds. `aside`: prefetch or copy as asked.
+ */
+FF_INLINE void tile_steps(const int rows, const int width, const int type, const int aside,
+                          const struct tile_args *t, vf (*acc)[TILE_WIDTH],
+                          vf (*odd)[TILE_WIDTH]) {
+  const int steps = rows <= 2 ? 2 : 1;
   const isize a_stride = t->a_stride, b_stride = t->b_stride;
   const isize copy_stride = b_stride / kv_bytes(type);
   const float *a = t->a + t->begin;
   const char *b = t->b + t->begin * b_stride;
+  const char *next = aside && t->next ? t->next + t->begin * b_stride : 0;
+  float *copy = aside && t->copy ? t->copy + t->begin * copy_stride : 0;
   isize k = t->end - t->begin;
+  for (; k >= steps; k -= steps) {
+#pragma GCC unroll 2
+    for (int i = 0; i < steps; i++) {
+      tile_step(rows, width, type, i ? odd : acc, a, a_stride, b, next, copy);
+      a++;
+      b += b_stride;
+      if (next) next += b_stride;
+      if (copy) copy += copy_stride;
+    }
+  }
+  if (k > 0) tile_step(rows, width, type, acc, a, a_stride, b, next, copy);
+}
+
+FF_INLINE void tile(const int rows, const int width, const int type, const struct tile_args *t) {
+  vf acc[TILE_ROWS][TILE_WIDTH];
+  vf odd[TILE_ROWS][TILE_WIDTH];
 #pragma GCC unroll 6
   for (int r = 0; r < rows; r++) {
 #pragma GCC unroll 4
@@ -133,33 +154,15 @@ FF_INLINE void tile(const int rows, const int width, const int type, const struc
       odd[r][w] = vf_splat(0.0f);
     }
   }
-  if (t->next || t->copy) {
-    const char *next = t->next ? t->next + t->begin * b_stride : 0;
-    float *copy = t->copy ? t->copy + t->begin * copy_stride : 0;
-    for (; k > 0; k--) {
-      tile_step(rows, width, type, acc, a++, a_stride, b, next, copy);
-      b += b_stride;
-      if (next) next += b_stride;
-      if (copy) copy += copy_stride;
-    }
-  }
-  if (twice) {
-    for (; k > 1; k -= 2) {
-      tile_step(rows, width, type, acc, a, a_stride, b, 0, 0);
-      tile_step(rows, width, type, odd, a + 1, a_stride, b + b_stride, 0, 0);
-      a += 2;
-      b += 2 * b_stride;
-    }
-  }
-  for (; k > 0; k--) {
-    tile_step(rows, width, type, acc, a++, a_stride, b, 0, 0);
-    b += b_stride;
-  }
+  if (t->next || t->copy)
+    tile_steps(rows, width, type, 1, t, acc, odd);
+  else
+    tile_steps(rows, width, type, 0, t, acc, odd);
 #pragma GCC unroll 6
   for (int r = 0; r < rows; r++) {
 #pragma GCC unroll 4
     for (int w = 0; w < width; w++) {
-      vf sum = twice ? acc[r][w] + odd[r][w] : acc[r][w];
+      vf sum = rows <= 2 ? acc[r][w] + odd[r][w] : acc[r][w];
       vf_store(t->c + r * t->c_stride + w * LANES, sum);
     }
   }
@@ -182,7 +185,7 @@ FF_INLINE void tile(const int rows, const int width, const int type, const struc
   TILE_CASE(type, 6, w)
 #endif
 
-/* The product over `vectors` SIMD vectors of columns, in tiles of TILE_WIDTH, then narrower ones. */
+/* The product over `vectors` SIMD vectors of columns: TILE_WIDTH at a time, then fewer. */
 #define TILE_PRODUCT(name, type) \
   static __attribute__((noinline)) void name(int rows, int vectors, struct tile_args *t) { \
     while (vectors > 0) { \

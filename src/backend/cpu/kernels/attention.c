@@ -5,9 +5,14 @@
  * 2, the running sum l of 2^(score - m) and the running output o (FlashAttention's online
  * softmax). It reads each KV page once and applies it to all of its query vectors, six at a time.
  */
-#include "attention-image.h"
+#include "attention-softmax.h"
 
-enum { VECTORS = PAGE / LANES };
+/* WebAssembly has no prefetch. */
+#if defined(__wasm__)
+enum { PREFETCHES = 0 };
+#else
+enum { PREFETCHES = 1 };
+#endif
 
 /* Pages that more than this many blocks of query vectors read are first copied to f32. */
 #ifndef WIDEN_BLOCKS
@@ -41,115 +46,15 @@ struct page {
   int type;
   const char *next;    /* to prefetch; may be null */
   float *copy;         /* where to leave a copy in f32; may be null */
-  isize next_offset;   /* bytes to the next page, 0 if there is none */
+  isize next_offset;   /* bytes to the page that is read next; 0 if it is this one */
   isize position;      /* of slot 0 */
   isize begin, end;    /* slots that the segment covers */
   int masked;          /* some row does not see all of them */
 };
 
-/* Binary logarithm of a positive normal number, absolute error below 1e-6. */
-static float log2_of(float x) {
-  union {
-    float value;
-    int32_t bits;
-  } u = {x};
-  int32_t exponent = (u.bits - 0x3f3504f3) >> 23;
-  u.bits -= exponent << 23;
-  /* log2(m) = 2 / ln 2 * atanh((m - 1) / (m + 1)) for m in [sqrt(1/2), sqrt(2)). */
-  float z = (u.value - 1.0f) / (u.value + 1.0f), z2 = z * z;
-  float series = 1.0f + z2 * (1 / 3.0f + z2 * (1 / 5.0f + z2 * (1 / 7.0f + z2 / 9.0f)));
-  return (float)exponent + 2.8853900818f * z * series;
-}
-
-/* How far scores may exceed the running maximum, in base 2. */
-static const float SLACK = 8.0f;
-
-FF_INLINE int any_above(vf x, float limit) {
-#if defined(FF_AVX512)
-  return _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(limit), _CMP_GT_OQ) != 0;
-#elif defined(FF_AVX2)
-  return _mm256_movemask_ps((__m256)(x > vf_splat(limit))) != 0;
-#elif defined(__wasm_simd128__)
-  return wasm_v128_any_true((v128_t)(x > vf_splat(limit)));
-#else
-  return max_of_lanes(x) > limit;
-#endif
-}
-
-/* 2^x for x up to SLACK, relative error below 2e-7; 0 for x < -126. */
-FF_INLINE vf exp2_below(vf x) {
-#if defined(FF_AVX512)
-  /* x = n + f with |f| <= 1/2; 2^f by its minimax polynomial of degree 5 (Remez). */
-  vf f = (vf)_mm512_reduce_ps((__m512)x, _MM_FROUND_NO_EXC);
-  vf p = vf_splat(1.3276471980e-3f);
-  p = vf_fma(p, f, vf_splat(9.6755413342e-3f));
-  p = vf_fma(p, f, vf_splat(5.5507132735e-2f));
-  p = vf_fma(p, f, vf_splat(2.4022119724e-1f));
-  p = vf_fma(p, f, vf_splat(6.9314696706e-1f));
-  p = vf_fma(p, f, vf_splat(1.0000000717f));
-  __mmask16 alive = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126.0f), _CMP_GE_OQ);
-  return (vf)_mm512_maskz_scalef_ps(alive, (__m512)p, (__m512)(x - f));
-#else
-  return vf_exp2(x);
-#endif
-}
-
-/* Largest of the score vectors [first, last), lane by lane. */
-FF_INLINE vf largest_scores(const float *score, isize first, isize last) {
-  vf best = vf_load(score + first * LANES);
-  for (isize v = first + 1; v < last; v++) best = vf_max(best, vf_load(score + v * LANES));
-  return best;
-}
-
-/* Scores become probabilities relative to the maximum; returns their sums in each lane. */
-FF_INLINE vf exponentiate(float *score, isize first, isize last, float maximum) {
-  vf total = vf_splat(0.0f), shift = vf_splat(maximum);
-  for (isize v = first; v < last; v++) {
-    vf p = exp2_below(vf_load(score + v * LANES) - shift);
-    vf_store(score + v * LANES, p);
-    total += p;
-  }
-  return total;
-}
-
-/*
- * Online softmax of a block of query vectors over score vectors [first, last). The running maximum
- * follows only when a score exceeds it by more than SLACK: p then stays below 2^SLACK, which costs
- * no precision, and nearly always no row's maximum must be reduced over its lanes and nothing
- * rescaled. alpha becomes what the old outputs must be scaled by.
- */
-FF_INLINE void update_softmax(const int rows, float *score, isize first, isize last,
-                              float *maximum, float *sum, float *alpha) {
-  for (int r = 0; r < rows; r++) {
-    vf best = largest_scores(score + r * PAGE, first, last);
-    alpha[r] = 1.0f;
-    if (any_above(best, maximum[r] + SLACK)) {
-      float latest = max_of_lanes(best);
-      vf change = vf_exp2(vf_splat(maximum[r] - latest));
-      alpha[r] = change[0];
-      vf_store(sum + r * LANES, vf_load(sum + r * LANES) * change);
-      maximum[r] = latest;
-    }
-  }
-  for (int r = 0; r < rows; r++) {
-    vf total = exponentiate(score + r * PAGE, first, last, maximum[r]);
-    vf_store(sum + r * LANES, vf_load(sum + r * LANES) + total);
-  }
-}
-
-/* Scores of slots outside [begin, end) become NO_SCORE... twice as low, so that their p is 0. */
-FF_INLINE void mask_scores(float *score, isize first, isize last, isize begin, isize end) {
-  for (isize v = first; v < last; v++) {
-    vi slot = vi_iota() + (int)(v * LANES);
-    vi seen = (slot >= (int)begin) & (slot < (int)end);
-    vf_store(score + v * LANES,
-             vf_select(seen, vf_load(score + v * LANES), vf_splat(2 * NO_SCORE)));
-  }
-}
-
 /* The slots of the page that the row may see: not after it, not before its window. */
-FF_INLINE void visible_slots(const struct item *it, const struct page *p, isize vector, isize *begin,
-                             isize *end) {
+FF_INLINE void visible_slots(const struct item *it, const struct page *p, isize vector,
+                             isize *begin, isize *end) {
   isize row = it->row_begin + vector / it->group;
   isize own = INTS(it->image, row_position)[row] - p->position;
   isize window = (isize)it->image->window;
@@ -242,7 +147,7 @@ static void attend_page(const struct item *it, struct page *p, const char *keys,
   int wide = it->kv_type != FF_KV_F32 && blocks > WIDEN_BLOCKS;
   for (int pass = 0; pass < 2; pass++) {
     p->data = pass == 0 ? keys : values;
-    p->next = p->next_offset == 0 ? 0 : p->data + p->next_offset;
+    p->next = PREFETCHES && p->next_offset != 0 ? p->data + p->next_offset : 0;
     p->copy = wide && !p->masked ? it->wide : 0;
     p->type = it->kv_type;
     if (wide && p->masked) widen(it, p);
@@ -263,8 +168,18 @@ static void attend_page(const struct item *it, struct page *p, const char *keys,
   }
 }
 
-/* Applies one segment to the rows it is for. */
-static void attend_segment(const struct item *it, isize segment) {
+/*
+ * The page in which a segment begins, to prefetch it; for an empty segment at a node's end any
+ * number, which is harmless there.
+ */
+FF_INLINE isize first_page(const struct attention_image *image, isize segment) {
+  isize node = INTS(image, segment_node)[segment];
+  isize slot = INTS(image, first_slot)[node] + INTS(image, segment_begin)[segment];
+  return INTS(image, pages)[INTS(image, page_begin)[node] + slot / PAGE];
+}
+
+/* Applies one segment to the rows it is for; `next_page` is read after it. */
+static void attend_segment(const struct item *it, isize segment, isize next_page) {
   const struct attention_image *image = it->image;
   isize node = INTS(image, segment_node)[segment];
   isize length = INTS(image, length)[node];
@@ -296,7 +211,7 @@ static void attend_segment(const struct item *it, isize segment) {
     if (window > 0 && p.position + p.end - 1 <= least - window) continue;
     p.masked = p.position + p.end - 1 > least ||
                (window > 0 && p.position + p.begin <= most - window);
-    p.next_offset = i < last ? (pages[i + 1] - pages[i]) * stride : 0;
+    p.next_offset = ((i < last ? pages[i + 1] : next_page) - pages[i]) * stride;
     attend_page(it, &p, it->keys + pages[i] * stride, it->values + pages[i] * stride,
                 (rows_begin - it->row_begin) * it->group, (rows_end - it->row_begin) * it->group);
   }
@@ -357,7 +272,8 @@ FF_INLINE float *take(float **scratch, isize count) {
   return taken;
 }
 
-static void attend_item(const struct attention_image *image, isize layer, isize work, float *scratch) {
+static void attend_item(const struct attention_image *image, isize layer, isize work,
+                        float *scratch) {
   isize kv_heads = (isize)image->kv_heads;
   isize task = work / kv_heads, kv_head = work % kv_heads;
   isize base = layer * (isize)image->layer_stride + kv_head * (isize)image->head_stride;
@@ -381,7 +297,9 @@ static void attend_item(const struct attention_image *image, isize layer, isize 
 
   begin_item(&it, kv_head);
   const int32_t *segments = INTS(image, task_segment);
-  for (isize s = segments[task]; s < segments[task + 1]; s++) attend_segment(&it, s);
+  isize end = segments[task + 1];
+  for (isize s = segments[task]; s < end; s++)
+    attend_segment(&it, s, first_page(image, s + 1 < end ? s + 1 : s));
   end_item(&it, kv_head, INTS(image, destination) + INTS(image, task_destination)[task]);
 }
 
