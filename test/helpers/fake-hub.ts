@@ -90,7 +90,10 @@ function send(
   response.writeHead(from > 0 ? 206 : 200, { 'content-length': rest.length });
   const cut = hub.cuts.shift();
   if (cut === undefined) response.end(rest);
-  else response.write(rest.subarray(0, cut), () => response.socket?.end());
+  else {
+    // A reader drops what it has not consumed when the connection ends, so it gets some time.
+    response.write(rest.subarray(0, cut), () => setTimeout(() => response.socket?.end(), 60));
+  }
 }
 
 function json(response: ServerResponse, body: unknown, status = 200): void {
