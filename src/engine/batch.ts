@@ -22,12 +22,19 @@ export interface Batch extends StepInput {
   readonly planReused: boolean;
 }
 
+/** A plan with the forest that it was last used for. */
+export interface PlannedStep {
+  readonly plan: ReusablePlan;
+  readonly forest: Forest;
+}
+
 export class BatchBuilder {
   readonly #tree: PrefixTree;
   readonly #forests: ForestBuilder;
   readonly #planners: { readonly tree: Planner; readonly flat: Planner };
   #flat = false;
   #plan: ReusablePlan | null = null;
+  #forest: Forest | null = null;
   /** KV tokens visible when the plan was made, to tell how far leaves have grown since. */
   #plannedTokens = 0;
   #tokens = new Int32Array(64);
@@ -51,10 +58,17 @@ export class BatchBuilder {
     this.#flat = flat;
   }
 
+  /** The last step's plan; valid until the next `build`. */
+  get planned(): PlannedStep | null {
+    if (this.#plan === null || this.#forest === null) return null;
+    return { plan: this.#plan, forest: this.#forest };
+  }
+
   /** The step of these entries; its arrays are valid until the next call. */
   build(entries: readonly BatchEntry[]): Batch {
     const started = performance.now();
     const forest = this.#forests.build(entries);
+    this.#forest = forest;
     const unique = sum(forest.length, forest.nodes);
     const kvTokensFlat = flatTokens(forest);
     const visible = this.#flat ? kvTokensFlat : unique;

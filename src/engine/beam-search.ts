@@ -76,7 +76,8 @@ export async function beamSearch(
   const most = Math.min(maxTokens, room);
   const score = (logprob: number, length: number): number => logprob / length ** lengthPenalty;
   const done: Hypothesis[] = [];
-  let beams: Beam[] = [{ branch: origin.fork(), row: await origin.row(), tokens: [], logprob: 0 }];
+  const row = await origin.row();
+  let beams: Beam[] = [{ branch: origin.fork(), row, tokens: [], logprob: 0 }];
   try {
     for (let length = 1; length <= most && beams.length > 0; length++) {
       if (signal?.aborted) throw new FlashForgeError('aborted', 'the beam search was aborted');

@@ -117,9 +117,9 @@ export class Branch implements SequenceOwner {
   }
 
   /** Prunes the branch; its tokens stay cached until their pages are needed. */
-  end(): void {
+  end(error: FlashForgeError = new FlashForgeError('request', 'the prefix was disposed')): void {
     this.#engine.end(this.#sequence);
-    this.onError(this.#sequence, new FlashForgeError('request', 'the branch was disposed'));
+    this.onError(this.#sequence, error);
   }
 
   onComputed(sequence: Sequence, row: LogitsRow): void {

@@ -9,6 +9,7 @@ import { openTokenizer } from '../checkpoint/open-tokenizer.ts';
 import { loadRunner } from '../model/load-runner.ts';
 import { Tokenizer } from '../tokenizer/tokenizer.ts';
 import { Engine } from './engine.ts';
+import { Grammars } from './grammar.ts';
 import { PromptEncoder } from './prompt-encoder.ts';
 import type { Call, EngineStart, Reply } from './rpc.ts';
 import { Session } from './session.ts';
@@ -26,8 +27,10 @@ async function serve(start: EngineStart, post: (replies: Reply[]) => void): Prom
     log: (line) => post([{ kind: 'log', line }]),
   }).finally(() => checkpoint.close());
   const engine = new Engine(runner, start.engine);
-  const encoder = new PromptEncoder(new Tokenizer(parts), config.vocab);
-  const session = new Session(engine, encoder, config, post);
+  const tokenizer = new Tokenizer(parts);
+  const encoder = new PromptEncoder(tokenizer, config.vocab);
+  const grammars = new Grammars(tokenizer, config.vocab);
+  const session = new Session(engine, encoder, config, post, grammars);
   const port = parentPort;
   assert(port !== null, 'the engine worker needs a parent');
   port.on('message', async (call: Call) => {

@@ -9,7 +9,7 @@ import { assert, FlashForgeError } from '../base/errors.ts';
 import { ceilDiv } from '../base/math.ts';
 import type { Path } from '../kvcache/path.ts';
 import { PrefixTree } from '../kvcache/prefix-tree.ts';
-import { type Batch, BatchBuilder } from './batch.ts';
+import { type Batch, BatchBuilder, type PlannedStep } from './batch.ts';
 import { EngineStats } from './engine-stats.ts';
 import { type BatchEntry, chooseBatch, type SchedulerLimits } from './scheduler.ts';
 import { byUrgency, Sequence, type SequenceInit, type SequenceOwner } from './sequence.ts';
@@ -73,6 +73,11 @@ export class Engine {
     this.#batches.flat = flat;
   }
 
+  /** The last step's plan and forest; valid until the next step. */
+  get planned(): PlannedStep | null {
+    return this.#batches.planned;
+  }
+
   /**
    * Runs one step over all that can run. False when nothing is left to do.
    * @throws FlashForgeError 'device' when the runner failed; every sequence has been ended then.
@@ -82,7 +87,7 @@ export class Engine {
     const entries = chooseBatch(this.#admitted, this.tree, this.#limits);
     if (entries.length === 0) return this.#nothingRuns();
     const batch = this.#batches.build(entries);
-    const output = await this.runner.step(batch).catch((error) => this.#fail(error));
+    const output = await this.#run(batch);
     this.stats.record(batch, output, this.runner.tokenBytes);
     this.#commit(entries, batch);
     this.#deliver(entries, batch, output);
@@ -300,14 +305,19 @@ export class Engine {
     return false;
   }
 
-  #fail(cause: unknown): never {
-    const message = cause instanceof Error ? cause.message : String(cause);
-    const error =
-      cause instanceof FlashForgeError
-        ? cause
-        : new FlashForgeError('device', `a step failed: ${message}`, { cause });
-    this.endAll(error);
-    throw error;
+  /** Runs the device; when that fails, everything that was under way has failed. */
+  async #run(batch: Batch): Promise<StepOutput> {
+    try {
+      return await this.runner.step(batch);
+    } catch (cause) {
+      const message = cause instanceof Error ? cause.message : String(cause);
+      const error =
+        cause instanceof FlashForgeError
+          ? cause
+          : new FlashForgeError('device', `a step failed: ${message}`, { cause });
+      this.endAll(error);
+      throw error;
+    }
   }
 }
 

@@ -16,6 +16,7 @@ import type { ChatMessage } from '../tokenizer/chat-template.ts';
 import type { EngineOptions } from './engine.ts';
 import { EngineClient } from './engine-client.ts';
 import type { Generated, GenerationStream } from './generation-stream.ts';
+import type { EngineView } from './inspect.ts';
 import { appendAll, type Move, Prefix, topOf } from './prefix.ts';
 import {
   type BatchPrompt,
@@ -184,6 +185,15 @@ export class Llm {
       decodeAttentionMs: mean(steps.decodeAttentionMs),
       reduction: steps.kvBytes === 0 ? 1 : steps.kvBytesFlat / steps.kvBytes,
     };
+  }
+
+  /**
+   * The prefix tree and the last step's schedule, for displays.
+   * @param nodes most nodes of the tree that are listed; default 1000
+   */
+  async inspect(nodes = 1000): Promise<EngineView> {
+    checkInteger('request', 'nodes', nodes, 0);
+    return (await this.#client.call({ kind: 'inspect', nodes })) as EngineView;
   }
 
   /** Sets the counters of steps and bytes to zero. */

@@ -12,6 +12,7 @@ import type { BeamOptions } from './beam-search.ts';
 import type { EngineOptions } from './engine.ts';
 import type { StepTotals } from './engine-stats.ts';
 import type { SampleEnd, TokenEvent } from './generation.ts';
+import type { GrammarSource } from './grammar.ts';
 import type { SamplingOptions } from './sampling-params.ts';
 
 /** Where a sequence starts: a held branch, then text, token ids or messages. */
@@ -40,6 +41,8 @@ export type Call =
       readonly prompts: readonly PromptSource[];
       readonly options: SamplingOptions;
       readonly placement: Placement;
+      /** What every sample's text must conform to. */
+      readonly grammar?: GrammarSource | undefined;
     }
   | { readonly kind: 'abort'; readonly id: number }
   | {
@@ -80,6 +83,7 @@ export type Call =
     }
   | { readonly kind: 'encode'; readonly id: number; readonly prompt: PromptSource }
   | { readonly kind: 'decode'; readonly id: number; readonly tokens: readonly number[] }
+  | { readonly kind: 'inspect'; readonly id: number; readonly nodes: number }
   | { readonly kind: 'flat'; readonly flat: boolean }
   | { readonly kind: 'resetStats'; readonly id: number }
   | { readonly kind: 'clearCache'; readonly id: number }

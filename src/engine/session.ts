@@ -10,6 +10,8 @@ import { beamSearch, type Hypothesis } from './beam-search.ts';
 import { Branch } from './branch.ts';
 import type { Engine } from './engine.ts';
 import { Generation } from './generation.ts';
+import type { Constraint, Grammars } from './grammar.ts';
+import { type EngineView, viewPlan, viewTree } from './inspect.ts';
 import type { PromptEncoder } from './prompt-encoder.ts';
 import type { BranchMove, Call, EngineSnapshot, Placement, PromptSource, Reply } from './rpc.ts';
 import { Sampler, topLogprobs } from './sampler.ts';
@@ -25,6 +27,7 @@ export class Session {
   readonly #encoder: PromptEncoder;
   readonly #model: { readonly vocab: number; readonly contextLength: number };
   readonly #post: (replies: Reply[]) => void;
+  readonly #grammars: Grammars | null;
   readonly #branches = new Map<number, Branch | FlashForgeError>();
   /** How to abort the calls that run. */
   readonly #aborts = new Map<number, () => void>();
@@ -38,11 +41,13 @@ export class Session {
     encoder: PromptEncoder,
     model: { readonly vocab: number; readonly contextLength: number },
     post: (replies: Reply[]) => void,
+    grammars: Grammars | null = null,
   ) {
     this.#engine = engine;
     this.#encoder = encoder;
     this.#model = model;
     this.#post = post;
+    this.#grammars = grammars;
     engine.onWork = () => this.#wake();
   }
 
@@ -70,7 +75,7 @@ export class Session {
   async #run(call: Call): Promise<unknown> {
     switch (call.kind) {
       case 'generate':
-        return this.#generate(call);
+        return call.grammar === undefined ? this.#generate(call) : this.#constrained(call);
       case 'abort':
         return this.#aborts.get(call.id)?.();
       case 'prefill':
@@ -93,6 +98,8 @@ export class Session {
         return this.#encoder.encode(call.prompt);
       case 'decode':
         return this.#encoder.decode(call.tokens);
+      case 'inspect':
+        return this.#inspect(call.nodes);
       case 'flat':
         this.#engine.flat = call.flat;
         return;
@@ -105,7 +112,34 @@ export class Session {
     }
   }
 
-  #generate({ id, prompts, options, placement }: CallOf<'generate'>): Promise<void> {
+  /** Compiles the grammar first, which takes some ms; the request may be aborted meanwhile. */
+  async #constrained(call: CallOf<'generate'>): Promise<void> {
+    const { id, grammar, options, prompts } = call;
+    const { n } = samplingParams(options, this.#model.vocab);
+    const aborted = new FlashForgeError('aborted', 'the request was aborted');
+    const constraints: Constraint[] = [];
+    let wanted = true;
+    this.#aborts.set(id, () => {
+      wanted = false;
+    });
+    try {
+      if (this.#grammars === null || grammar === undefined) {
+        throw new FlashForgeError('request', 'grammars are not available here');
+      }
+      for (const _ of prompts) constraints.push(await this.#grammars.constraint(grammar, n));
+      this.#aborts.delete(id);
+      if (!wanted) throw aborted;
+      await this.#generate(call, constraints);
+    } finally {
+      this.#aborts.delete(id);
+      for (const constraint of constraints) constraint.dispose();
+    }
+  }
+
+  #generate(
+    { id, prompts, options, placement }: CallOf<'generate'>,
+    constraints: readonly Constraint[] = [],
+  ): Promise<void> {
     const params = samplingParams(options, this.#model.vocab);
     return new Promise((resolve, reject) => {
       const generations: Generation[] = [];
@@ -116,10 +150,11 @@ export class Session {
         for (const generation of generations) generation.abort();
       };
       this.#aborts.set(id, () => {
-        stop(new FlashForgeError('aborted', 'the request was aborted'));
+        stop(aborted());
       });
       try {
         for (const [prompt, source] of prompts.entries()) {
+          const constraint = constraints[prompt];
           const generation = new Generation(
             this.#engine,
             {
@@ -130,6 +165,7 @@ export class Session {
               salt: this.#saltOf(source, placement),
               priority: placement.priority,
               text: () => this.#encoder.stream(),
+              allowed: constraint && ((index, tokens) => constraint.allowed(index, tokens)),
             },
             {
               onToken: (event) => this.#outbox.push({ kind: 'token', id, prompt, event }),
@@ -157,7 +193,7 @@ export class Session {
       priority: placement.priority,
     });
     this.#branches.set(branch, made);
-    this.#aborts.set(id, () => this.#release(branch));
+    this.#aborts.set(id, () => made.end(aborted()));
     try {
       await made.row();
     } catch (error) {
@@ -200,6 +236,11 @@ export class Session {
     const row = await origin.row();
     const prompt = params.repetitionPenalty === 1 ? [] : origin.tokens();
     return new Sampler(params, sample, prompt).sample(row.logits, row.argmax, row.logSumExp);
+  }
+
+  #inspect(nodes: number): EngineView {
+    const { tree, planned } = this.#engine;
+    return { ...viewTree(tree, nodes), plan: planned === null ? null : viewPlan(planned) };
   }
 
   #release(handle: number): void {
@@ -315,6 +356,8 @@ export class Session {
     };
   }
 }
+
+const aborted = (): FlashForgeError => new FlashForgeError('aborted', 'the request was aborted');
 
 function asFlashForgeError(error: unknown): FlashForgeError {
   if (error instanceof FlashForgeError) return error;

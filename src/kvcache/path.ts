@@ -33,13 +33,6 @@ export class Path {
     return node.start + node.computed;
   }
 
-  /** The token at a position. */
-  tokenAt(position: number): number {
-    let node = this.tip;
-    while (node !== null && position < node.start) node = node.parent;
-    return node === null ? -1 : node.tokens[position - node.start];
-  }
-
   /** Copies the tokens at positions from <= position < to into `out`, beginning at `at`. */
   copyTokens(from: number, to: number, out: Int32Array, at: number): void {
     for (let node = this.tip; node !== null && node.end > from; node = node.parent) {

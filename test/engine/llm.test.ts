@@ -229,3 +229,16 @@ test('dispose ends requests, and what follows says so', async () => {
   await other.dispose();
   await assert.rejects(async () => other.generate('hello'), FlashForgeError);
 });
+
+test('the inside can be looked at: tree and schedule, numbers only', async () => {
+  using doc = await llm.prefill('a prefix of its own', { cacheSalt: 'inspect' });
+  using fork = doc.fork();
+  await fork.generate(' again', greedy);
+  const { nodes, nodeCount, plan } = await llm.inspect();
+  assert.equal(nodes.length, nodeCount);
+  assert.ok(nodes.some(({ sharers, tokens }) => sharers === 2 && tokens === doc.length));
+  const ids = new Set(nodes.map(({ id }) => id));
+  assert.ok(nodes.every(({ parent }) => parent === null || ids.has(parent)));
+  assert.ok(plan !== null && plan.items.length > 0 && plan.items.every(({ us }) => us > 0));
+  assert.equal((await llm.inspect(1)).nodes.length, 1);
+});

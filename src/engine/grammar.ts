@@ -1,0 +1,246 @@
+/**
+ * Constrained decoding: which tokens may come next so that the text conforms to JSON, a JSON
+ * schema or a grammar. The masks are made by XGrammar (Dong et al. 2024) as WebAssembly.
+ * @module
+ */
+import { readFileSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { dirname } from 'node:path';
+import { FlashForgeError } from '../base/errors.ts';
+import { BYTE_CHARACTERS } from '../tokenizer/token-bytes.ts';
+import type { Tokenizer } from '../tokenizer/tokenizer.ts';
+
+type XGrammar = typeof import('@mlc-ai/web-xgrammar');
+type CompiledGrammar = import('@mlc-ai/web-xgrammar').CompiledGrammar;
+type GrammarMatcher = import('@mlc-ai/web-xgrammar').GrammarMatcher;
+type GrammarCompiler = import('@mlc-ai/web-xgrammar').GrammarCompiler;
+
+/** What the text of a sample must conform to. Plain data, as it crosses threads. */
+export type GrammarSource =
+  | { readonly kind: 'json' }
+  | { readonly kind: 'schema'; readonly schema: unknown }
+  | { readonly kind: 'regex'; readonly pattern: string }
+  /** EBNF with a rule named root. */
+  | { readonly kind: 'ebnf'; readonly text: string }
+  /** A text around JSON: one of several, each { begin, schema, end }. */
+  | { readonly kind: 'tags'; readonly tags: readonly GrammarTag[] };
+
+export interface GrammarTag {
+  readonly begin: string;
+  readonly schema: unknown;
+  readonly end: string;
+}
+
+/** Compiled grammars that are kept: agents send the same schema again and again. */
+const CACHE_SIZE = 64;
+/** Largest schema or grammar in characters. */
+const SOURCE_MAX = 100_000;
+
+/** A vector of int32 on the WebAssembly side. */
+interface NativeMask {
+  get(index: number): number;
+  size(): number;
+  delete(): void;
+}
+
+/** What the library's matcher hides: it only offers the mask through a promise. */
+interface NativeMatcher {
+  GetNextTokenBitmask(vocab: number): NativeMask;
+}
+
+/**
+ * The package is a UMD script that calls itself an ES module, so that Node's own import fails on
+ * it; evaluated as CommonJS it works.
+ */
+function openLibrary(): XGrammar {
+  const require = createRequire(import.meta.url);
+  const file = require.resolve('@mlc-ai/web-xgrammar');
+  const module = { exports: {} };
+  const source = readFileSync(file, 'utf8');
+  const run = new Function('module', 'exports', 'require', '__filename', '__dirname', source);
+  run(module, module.exports, require, file, dirname(file));
+  return module.exports as XGrammar;
+}
+
+/** Compiles grammars for one vocabulary. The library is opened at the first use. */
+export class Grammars {
+  readonly #tokenizer: Tokenizer;
+  readonly #vocab: number;
+  readonly #compiled = new Map<string, Promise<CompiledGrammar>>();
+  #opened: Promise<{ library: XGrammar; compiler: GrammarCompiler }> | null = null;
+
+  constructor(tokenizer: Tokenizer, vocab: number) {
+    this.#tokenizer = tokenizer;
+    this.#vocab = vocab;
+  }
+
+  /**
+   * Compiles a grammar and makes matchers for n samples.
+   * @throws FlashForgeError 'request' for a grammar that cannot be compiled.
+   */
+  async constraint(source: GrammarSource, samples: number): Promise<Constraint> {
+    const key = JSON.stringify(source);
+    if (key.length > SOURCE_MAX) {
+      throw new FlashForgeError(
+        'request',
+        `the grammar must have at most ${SOURCE_MAX} characters, got ${key.length}`,
+      );
+    }
+    this.#opened ??= this.#open();
+    const { library, compiler } = await this.#opened;
+    let compiled = this.#compiled.get(key);
+    if (compiled === undefined) {
+      compiled = this.#compile(library, compiler, source);
+      this.#keep(key, compiled);
+    }
+    const grammar = await compiled;
+    const stops = [...this.#tokenizer.stopIds];
+    const matchers = await Promise.all(
+      Array.from({ length: samples }, () =>
+        library.GrammarMatcher.createGrammarMatcher(grammar, stops),
+      ),
+    );
+    return new Constraint(matchers, this.#vocab, stops);
+  }
+
+  #keep(key: string, compiled: Promise<CompiledGrammar>): void {
+    this.#compiled.set(key, compiled);
+    compiled.catch(() => this.#compiled.delete(key));
+    if (this.#compiled.size <= CACHE_SIZE) return;
+    const [oldest] = this.#compiled.keys();
+    const dropped = this.#compiled.get(oldest);
+    this.#compiled.delete(oldest);
+    // Matchers hold what they need of it.
+    dropped?.then((grammar) => grammar.dispose()).catch(() => {});
+  }
+
+  async #open(): Promise<{ library: XGrammar; compiler: GrammarCompiler }> {
+    try {
+      const library = openLibrary();
+      const info = await library.TokenizerInfo.createTokenizerInfo(
+        this.#vocabulary(),
+        'byte_level',
+        false,
+        this.#vocab,
+        [...this.#tokenizer.stopIds],
+      );
+      return { library, compiler: await library.GrammarCompiler.createGrammarCompiler(info) };
+    } catch (cause) {
+      throw new FlashForgeError(
+        'request',
+        'constrained output is not available here: the grammar library cannot be loaded',
+        { cause },
+      );
+    }
+  }
+
+  /** Every token as byte-level BPE writes it, which is exact for tokens that cut characters. */
+  #vocabulary(): string[] {
+    return Array.from({ length: this.#vocab }, (_, id) => {
+      if (this.#tokenizer.isSpecial(id)) return '';
+      let text = '';
+      for (const byte of this.#tokenizer.bytesOf(id)) text += BYTE_CHARACTERS[byte];
+      return text;
+    });
+  }
+
+  async #compile(
+    library: XGrammar,
+    compiler: GrammarCompiler,
+    source: GrammarSource,
+  ): Promise<CompiledGrammar> {
+    try {
+      switch (source.kind) {
+        case 'json':
+          return await compiler.compileJSONSchema('{"type":"object"}', true);
+        case 'schema':
+          return await compiler.compileJSONSchema(JSON.stringify(source.schema), true);
+        case 'regex': {
+          const format = { type: 'regex' as const, pattern: source.pattern };
+          return await compiler.compileStructuralTag({ type: 'structural_tag', format });
+        }
+        case 'ebnf':
+          return await compiler.compileGrammar(await library.Grammar.fromEBNF(source.text));
+        case 'tags':
+          return await compiler.compileStructuralTag({
+            type: 'structural_tag',
+            format: { type: 'or', elements: source.tags.map(tagFormat) },
+          });
+      }
+    } catch (cause) {
+      throw new FlashForgeError('request', `the grammar cannot be used: ${reason(cause)}`, {
+        cause,
+      });
+    }
+  }
+}
+
+function tagFormat({ begin, schema, end }: GrammarTag) {
+  const json_schema = schema as Record<string, unknown>;
+  return {
+    type: 'sequence' as const,
+    elements: [
+      { type: 'const_string' as const, value: begin },
+      { type: 'json_schema' as const, json_schema },
+      { type: 'const_string' as const, value: end },
+    ],
+  };
+}
+
+/** The library's failures are C++ exceptions: numbers, or errors with a long message. */
+function reason(cause: unknown): string {
+  const text = cause instanceof Error ? cause.message : '';
+  const line = text
+    .split('\n', 1)[0]
+    .replace(/^.*?\.cc:\d+:\s*/, '')
+    .trim();
+  return line === '' ? 'it is not a valid one' : line.slice(0, 200);
+}
+
+/** The state of n samples in one grammar. */
+export class Constraint {
+  readonly #matchers: readonly GrammarMatcher[];
+  readonly #taken: number[];
+  readonly #mask: Uint8Array;
+  readonly #stops: readonly number[];
+
+  constructor(matchers: readonly GrammarMatcher[], vocab: number, stops: readonly number[]) {
+    this.#matchers = matchers;
+    this.#taken = matchers.map(() => 0);
+    this.#mask = new Uint8Array(vocab);
+    this.#stops = stops;
+  }
+
+  /**
+   * (vocab) 1 for each token that sample `index` may continue with; valid until the next call.
+   * @param tokens what the sample has drawn so far
+   */
+  allowed(index: number, tokens: readonly number[]): Uint8Array {
+    const matcher = this.#matchers[index];
+    while (this.#taken[index] < tokens.length) {
+      matcher.acceptToken(tokens[this.#taken[index]++]);
+    }
+    const mask = this.#mask;
+    mask.fill(0);
+    if (matcher.isTerminated()) {
+      for (const stop of this.#stops) mask[stop] = 1;
+      return mask;
+    }
+    const native = (matcher as unknown as { handle: NativeMatcher }).handle;
+    const bits = native.GetNextTokenBitmask(mask.length);
+    const words = bits.size();
+    for (let word = 0; word < words; word++) {
+      let left = bits.get(word);
+      if (left === 0) continue;
+      for (let id = word * 32; left !== 0; id++, left >>>= 1) {
+        if ((left & 1) !== 0 && id < mask.length) mask[id] = 1;
+      }
+    }
+    bits.delete();
+    return mask;
+  }
+
+  dispose(): void {
+    for (const matcher of this.#matchers) matcher.dispose();
+  }
+}
