@@ -116,7 +116,6 @@ export class Session {
   async #constrained(call: CallOf<'generate'>): Promise<void> {
     const { id, grammar, options, prompts } = call;
     const { n } = samplingParams(options, this.#model.vocab);
-    const aborted = new FlashForgeError('aborted', 'the request was aborted');
     const constraints: Constraint[] = [];
     let wanted = true;
     this.#aborts.set(id, () => {
@@ -128,7 +127,7 @@ export class Session {
       }
       for (const _ of prompts) constraints.push(await this.#grammars.constraint(grammar, n));
       this.#aborts.delete(id);
-      if (!wanted) throw aborted;
+      if (!wanted) throw aborted();
       await this.#generate(call, constraints);
     } finally {
       this.#aborts.delete(id);

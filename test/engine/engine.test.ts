@@ -8,6 +8,7 @@ import { test } from 'node:test';
 import fc from 'fast-check';
 import { FlashForgeError } from '../../src/base/errors.ts';
 import { randomStream } from '../../src/base/math.ts';
+import { Branch } from '../../src/engine/branch.ts';
 import { Engine, type EngineOptions } from '../../src/engine/engine.ts';
 import { Generation, type GenerationInit } from '../../src/engine/generation.ts';
 import { type SamplingOptions, samplingParams } from '../../src/engine/sampling-params.ts';
@@ -240,6 +241,46 @@ test('aborting frees every page, in any phase', async () => {
     assert.ok(kept.done && !outcome.done);
     checkEmpty(engine);
   }
+});
+
+test('requests and branches come, grow and go while a step is under way', async () => {
+  const action = fc.record({
+    kind: fc.constantFrom('add' as const, 'abort' as const, 'fork' as const, 'grow' as const),
+    prompt: fc.array(fc.nat(1), { minLength: 1, maxLength: 8 }),
+    pick: fc.nat(1000),
+  });
+  await fc.assert(
+    fc.asyncProperty(fc.array(action, { maxLength: 40, size: 'max' }), async (actions) => {
+      const engine = new Engine(new FakeRunner({ pages: 60, vocab: 3, turns: 2 }));
+      const root = Branch.create(engine, Int32Array.of(1, 0, 1), { contextLength: 1000 });
+      root.row().catch(() => {});
+      await engine.step();
+      const outcomes: { outcome: Outcome; prompt: number[] }[] = [];
+      const branches = [root];
+      let step = engine.step();
+      for (const { kind, prompt, pick } of actions) {
+        if (pick % 3 === 0) {
+          await step;
+          step = engine.step();
+        } else await new Promise((resolve) => setImmediate(resolve));
+        const branch = branches[pick % branches.length];
+        if (kind === 'add') {
+          outcomes.push({ outcome: generate(engine, prompt, { maxTokens: 9, n: 2 }), prompt });
+        } else if (kind === 'abort') outcomes[pick % outcomes.length]?.outcome.generation.abort();
+        else if (kind === 'fork') branches.push(branch.fork(1 + (pick % branch.length)));
+        else branch.append(prompt);
+      }
+      await step;
+      await runAll(engine);
+      for (const { outcome, prompt } of outcomes) {
+        if (outcome.error !== null) assert.equal(outcome.error.code, 'aborted');
+        else assert.deepEqual(outcome.tokens[0], greedyOracle(prompt, 9, 3));
+      }
+      for (const branch of branches) branch.end();
+      checkEmpty(engine);
+    }),
+    { numRuns: 150, seed: 11 },
+  );
 });
 
 test('a failing device ends every request with one error', async () => {

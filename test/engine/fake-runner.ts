@@ -15,6 +15,8 @@ export interface FakeOptions {
   readonly pageSize?: number;
   readonly maxRows?: number;
   readonly vocab?: number;
+  /** Turns of the event loop that a step takes, as on a device that works by itself. */
+  readonly turns?: number;
 }
 
 /** (vocab) logits after these tokens. */
@@ -51,6 +53,7 @@ export class FakeRunner implements Runner {
   readonly steps: { rows: number; requests: number; logits: number; written: number }[] = [];
   /** Makes the next step fail. */
   broken = false;
+  readonly #turns: number;
   readonly #kv = new Map<number, { token: number; position: number }>();
 
   constructor(options: FakeOptions = {}) {
@@ -58,6 +61,7 @@ export class FakeRunner implements Runner {
     this.pageSize = options.pageSize ?? 4;
     this.maxRows = options.maxRows ?? 64;
     this.vocab = options.vocab ?? 16;
+    this.#turns = options.turns ?? 0;
     this.planSpec = {
       kvHeads: 2,
       groupSize: 2,
@@ -72,6 +76,9 @@ export class FakeRunner implements Runner {
 
   async step(input: StepInput): Promise<StepOutput> {
     if (this.broken) throw new Error('the device is gone');
+    for (let turn = 0; turn < this.#turns; turn++) {
+      await new Promise((resolve) => setImmediate(resolve));
+    }
     const { forest, tokens, writeSlots, logitRows } = input;
     assert.equal(tokens.length, forest.rows);
     assert.ok(forest.rows <= this.maxRows, 'too many rows');
