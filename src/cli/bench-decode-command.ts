@@ -134,7 +134,8 @@ const times = (value: number | undefined): string =>
   value === undefined ? '-' : `${value.toFixed(2)}x`;
 
 function caseLine({ shared, batch, tree, flat }: CaseResult): string {
-  return `S ${shared}, B ${batch}: tree ${ms(tree?.step_ms)} ms, flat ${ms(flat?.step_ms)} ms a step`;
+  const [a, b] = [ms(tree?.step_ms), ms(flat?.step_ms)];
+  return `S ${shared}, B ${batch}: tree ${a} ms, flat ${b} ms a step`;
 }
 
 function resultTable(results: readonly CaseResult[]): string {

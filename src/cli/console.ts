@@ -11,6 +11,8 @@ import type { Context } from './command.ts';
 import { usageError } from './parse-arguments.ts';
 
 const COLUMNS_DEFAULT = 80;
+/** Redrawing more lines than a terminal has would scroll it. */
+const LIVE_ROWS_MIN = 18;
 
 /**
  * @param json value of --json: undefined without it, '-' for standard output, else a file
@@ -23,7 +25,7 @@ export function makeContext(json: string | undefined, signal: AbortSignal): Cont
   const stream = toStdout ? process.stderr : process.stdout;
   return {
     signal,
-    live: stream.isTTY === true,
+    live: stream.isTTY === true && (stream.rows ?? 0) >= LIVE_ROWS_MIN,
     columns: stream.columns ?? COLUMNS_DEFAULT,
     wantsReport: json !== undefined,
     write: (text) => void stream.write(text),

@@ -39,7 +39,7 @@ export const generateCommand: Command = {
   ],
   examples: [
     'flashforge generate --prompt "The capital of France is" --max-tokens 8',
-    'flashforge generate --prompts q.jsonl --prefix-file doc.txt -n 4 --temperature 0.8 --json | jq',
+    'flashforge generate --prompts q.jsonl --prefix-file doc.txt -n 4 --temperature 1 --json | jq',
   ],
   run: async (context, given) => {
     const sampling = readSampling(given);

@@ -40,7 +40,8 @@ export function ggufTokenizer(metadata: GgufMetadata, source: string): Tokenizer
   if (types.length !== tokens.length) {
     throw new FlashForgeError(
       'model',
-      `${source} has ${types.length} values in tokenizer.ggml.token_type for ${tokens.length} tokens`,
+      `${source} has ${types.length} values in tokenizer.ggml.token_type for ` +
+        `${tokens.length} tokens`,
     );
   }
   const vocabulary: Vocabulary = { tokens, types, field };
