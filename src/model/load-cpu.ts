@@ -6,13 +6,14 @@ import { availableParallelism } from 'node:os';
 import type { Runner } from '../backend/backend.ts';
 import { type KvType, PAGE_TOKENS } from '../backend/cpu/attention.ts';
 import { startCpuRunner } from '../backend/cpu/cpu-runner.ts';
+import { costProfile } from '../backend/cpu/profile.ts';
 import { createProvider, type ProviderKind } from '../backend/cpu/provider.ts';
 import { checkInteger } from '../base/errors.ts';
 import { ceilDiv } from '../base/math.ts';
 import type { Checkpoint, DecoderConfig } from '../checkpoint/checkpoint.ts';
-import { defaultProfile, PLAN_SHAPES } from '../plan/default-profile.ts';
+import { PLAN_SHAPES } from '../plan/default-profile.ts';
 import { DEFAULT_PLAN_OPTIONS } from '../plan/make-plan.ts';
-import type { PlanSpec } from '../plan/plan.ts';
+import type { CostProfile, PlanSpec } from '../plan/plan.ts';
 import { forward } from './decoder.ts';
 import type { RunnerOptions } from './load-runner.ts';
 import { loadCpuModel } from './weights.ts';
@@ -48,13 +49,14 @@ export async function loadCpuRunner(
   const pages = kvPages(config, kvType, options, provider.kind);
   const positions = Math.min(config.contextLength, pages * PAGE_TOKENS);
   const model = loadCpuModel(provider, checkpoint, kvType, positions, onProgress);
+  const profile = options.profile ?? (await costProfile(provider, model.shape, log));
   return startCpuRunner({
     provider,
     model,
     workers,
     pages,
     maxRows,
-    planSpec: planSpec(config, workers, options),
+    planSpec: planSpec(config, workers, profile),
     forward,
     entry: new URL('./cpu-worker.js', import.meta.url),
   });
@@ -78,7 +80,7 @@ function kvPages(
   return Math.max(1, Math.min(wanted, Math.floor(DEFAULT_KV_BYTES[kind] / pageBytes)));
 }
 
-function planSpec(config: DecoderConfig, workers: number, options: RunnerOptions): PlanSpec {
+function planSpec(config: DecoderConfig, workers: number, profile: CostProfile): PlanSpec {
   const { heads, kvHeads, headDim } = config;
   const groupSize = heads / kvHeads;
   return {
@@ -88,7 +90,7 @@ function planSpec(config: DecoderConfig, workers: number, options: RunnerOptions
     pageSize: PAGE_TOKENS,
     workers,
     taskRows: Math.max(1, Math.floor(PLAN_SHAPES.cpu.taskQueries / groupSize)),
-    profile: options.profile ?? defaultProfile('cpu', headDim),
+    profile,
     options: DEFAULT_PLAN_OPTIONS,
   };
 }

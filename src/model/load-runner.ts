@@ -26,7 +26,7 @@ export interface RunnerOptions {
   readonly kvType?: KvType | undefined;
   /** Most rows of one step; default 512. */
   readonly maxRows?: number | undefined;
-  /** Measured costs for the planner; default: a rough profile of the device. */
+  /** Measured costs for the planner; default: measured once and kept in the cache. */
   readonly profile?: CostProfile | undefined;
   /** Called while weights are loaded, with a share from 0 to 1. */
   readonly onProgress?: ((share: number) => void) | undefined;
