@@ -1,6 +1,8 @@
 // What this processor can do, so that one of several prebuilt libraries can be chosen. Plain
 // instructions only: the file must run on the oldest processor that any library is built for.
 
+#include "simd.h"
+
 // Bits of the result; prebuilt.ts knows the same numbers.
 enum { HAS_AVX2 = 1, HAS_AVX_VNNI = 2, HAS_AVX512_VNNI = 4 };
 
@@ -18,7 +20,7 @@ static unsigned saved_registers(void) {
   return low;
 }
 
-int ff_cpu_features(void) {
+FF_EXPORT int ff_cpu_features(void) {
   unsigned r[4];
   cpuid(0, 0, r);
   if (r[0] < 7) return 0;
@@ -42,5 +44,5 @@ int ff_cpu_features(void) {
          (avx2 && avx512_vnni ? HAS_AVX512_VNNI : 0);
 }
 #else
-int ff_cpu_features(void) { return 0; }
+FF_EXPORT int ff_cpu_features(void) { return 0; }
 #endif

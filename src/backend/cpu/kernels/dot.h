@@ -58,21 +58,22 @@ FF_INLINE weight_t weight8(const uint8_t *p) {
   return (weight_t){(vi)_mm512_abs_epi8((__m512i)w), _mm512_movepi8_mask((__m512i)w)};
 }
 FF_INLINE weight_t weight4(vi nibbles) { return (weight_t){nibbles, 0}; }
-FF_INLINE vi pair_sums(vi u, vi s) {
-  vi pairs = (vi)_mm512_maddubs_epi16((__m512i)u, (__m512i)s);
-  return (vi)_mm512_madd_epi16((__m512i)pairs, _mm512_set1_epi16(1));
-}
+/* Sums of pairs of 16-bit numbers. */
+FF_INLINE vi add_pairs(__m512i x) { return (vi)_mm512_madd_epi16(x, _mm512_set1_epi16(1)); }
 FF_INLINE vi dot8(vi acc, weight_t w, const input_t *p) {
   __m512i x = (__m512i)inputs_splat(p);
-  vi s = (vi)_mm512_mask_sub_epi8(x, w.negative, _mm512_setzero_si512(), x);
-  return acc + pair_sums(w.magnitude, s);
+  __m512i s = _mm512_mask_sub_epi8(x, w.negative, _mm512_setzero_si512(), x);
+  return acc + add_pairs(_mm512_maddubs_epi16((__m512i)w.magnitude, s));
 }
+/* Nibbles are so small that 16-bit sums hold a whole block: 8 x 2 x 15 x 127 < 2^15. */
 FF_INLINE vi dot4(vi acc, weight_t w, const input_t *x) {
-  return acc + pair_sums(w.magnitude, inputs_splat(x));
+  __m512i pairs = _mm512_maddubs_epi16((__m512i)w.magnitude, (__m512i)inputs_splat(x));
+  return (vi)_mm512_add_epi16((__m512i)acc, pairs);
 }
+#define FF_FINISH4(acc) add_pairs((__m512i)(acc))
 
 #elif defined(FF_AVX2)
-/* As above; nibbles are so small that 16-bit sums hold a whole block: 8 x 2 x 15 x 127 < 2^15. */
+/* As above. */
 typedef struct {
   vi magnitude, value;
 } weight_t;

@@ -199,7 +199,11 @@ FF_INLINE void run_tile(int form, int rows, const linear_task *task, int row, in
 }
 
 #if LANES == 16
+#if defined(FF_ZERO_AT_START)
 #define LARGE_TILE 16
+#else
+#define LARGE_TILE 8
+#endif
 #define MEDIUM_TILE 8
 #define SINGLE_ROWS 1
 #else
