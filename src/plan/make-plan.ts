@@ -67,7 +67,7 @@ export class Planner {
     this.#cost = new CostModel(spec.profile, spec.groupSize, spec.taskRows);
     this.#least = new LeastWork(this.#cost);
     this.#tiler = new RowTiler(this.#cost);
-    this.#cutter = new ListCutter(this.#cost, spec.pageSize);
+    this.#cutter = new ListCutter(this.#cost, spec.cutTokens ?? spec.pageSize);
     this.#pricer = new PiecePricer(this.#cost);
     this.#scheduler = new TaskScheduler(spec.kvHeads, spec.workers, spec.options.scheduling);
     this.#bestLayout = this.#layouts[0];

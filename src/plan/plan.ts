@@ -86,6 +86,11 @@ export interface PlanSpec {
   readonly groupSize: number;
   readonly headDim: number;
   readonly pageSize: number;
+  /**
+   * Segments are cut only where (first slot + token) is a multiple of this; default: the page size.
+   * Kernels that round sums at such places give the same bits for every plan.
+   */
+  readonly cutTokens?: number;
   readonly workers: number;
   /** Most rows of one task; a task has at most taskRows * groupSize query vectors. */
   readonly taskRows: number;

@@ -48,14 +48,14 @@ export class Pieces {
 /** Cuts lists; keeps the position up to which the current list is already cut. */
 export class ListCutter {
   readonly #cost: CostModel;
-  readonly #pageSize: number;
+  readonly #cutTokens: number;
   #segment = 0;
   #token = 0;
   #order = 0;
 
-  constructor(cost: CostModel, pageSize: number) {
+  constructor(cost: CostModel, cutTokens: number) {
     this.#cost = cost;
-    this.#pageSize = pageSize;
+    this.#cutTokens = cutTokens;
   }
 
   /** Every list whole. */
@@ -152,7 +152,7 @@ export class ListCutter {
     let token = (before / us) * tokens;
     if (before <= slack) token = 0;
     else if (us - before <= slack) token = tokens;
-    else token = Math.round((slot + token) / this.#pageSize) * this.#pageSize - slot;
+    else token = Math.round((slot + token) / this.#cutTokens) * this.#cutTokens - slot;
     if (token >= tokens) {
       token = 0;
       low++;

@@ -304,3 +304,21 @@ test('a spec out of range and a broken profile are refused by name', () => {
   assert.throws(() => new Planner(spec({ profile: { ...CUT_OFTEN, us } })), /us must hold/);
   assert.throws(() => new Planner(spec({ workers: 0 })), /workers must be an integer/);
 });
+
+test('cuts inside of a node lie on multiples of cutTokens', () => {
+  fc.assert(
+    fc.property(shapes, specs, (shape, partial) => {
+      const { forest } = randomForest(shape.seed, shape);
+      const cutTokens = 4 * shape.pageSize;
+      const base: PlanSpec = { ...spec({}), ...partial, headDim: 64, pageSize: shape.pageSize };
+      const plan = makePlan(forest, { ...base, cutTokens });
+      checkPlan(plan, forest);
+      for (let s = 0; s < plan.segments; s++) {
+        const node = plan.segmentNode[s];
+        const begin = plan.segmentBegin[s];
+        if (begin > 0) assert.equal((forest.firstSlot[node] + begin) % cutTokens, 0);
+      }
+    }),
+    { seed: 11, numRuns: 300 },
+  );
+});
