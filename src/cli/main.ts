@@ -23,6 +23,10 @@ const COMMANDS: Readonly<Record<string, { summary: string; load: () => Promise<C
     summary: 'complete one prompt or a file of prompts',
     load: async () => (await import('./generate-command.ts')).generateCommand,
   },
+  serve: {
+    summary: 'serve a model over HTTP, as OpenAI does, with prefix sharing',
+    load: async () => (await import('./serve-command.ts')).serveCommand,
+  },
   pull: {
     summary: 'bring a model onto this machine',
     load: async () => (await import('./pull-command.ts')).pullCommand,

@@ -1,0 +1,149 @@
+/**
+ * A request's work in the engine: admission, samples as they grow, figures at the end.
+ * @module
+ */
+
+import type { FinishReason, SampleStats, TokenEvent } from '../engine/generation.ts';
+import type { TokenDetail } from '../engine/generation-stream.ts';
+import type { GrammarSource } from '../engine/grammar.ts';
+import type { Placement, PromptSource } from '../engine/rpc.ts';
+import type { SamplingOptions } from '../engine/sampling-params.ts';
+import type { Exchange } from './exchange.ts';
+import { type Usage, UsageCounter } from './usage.ts';
+
+export interface Job {
+  readonly prompts: readonly PromptSource[];
+  readonly options: SamplingOptions;
+  readonly placement: Placement;
+  /** What the text must conform to. */
+  readonly grammar?: GrammarSource | undefined;
+}
+
+/** A piece of one choice; `choice` counts over prompts and their samples. */
+export interface Piece {
+  readonly choice: number;
+  readonly text: string;
+  /** Null in a choice's last piece. */
+  readonly token: number | null;
+  readonly detail: TokenDetail | null;
+  readonly finishReason: FinishReason | null;
+}
+
+/** A finished choice. */
+export interface Finished {
+  readonly choice: number;
+  readonly text: string;
+  readonly tokens: readonly number[];
+  readonly details: readonly TokenDetail[];
+  readonly finishReason: FinishReason;
+}
+
+function detailOf({ token, logprob, top }: TokenEvent): TokenDetail | null {
+  return logprob === undefined || top === undefined ? null : { token, logprob, top };
+}
+
+/**
+ * Runs a job to its end.
+ * @param onPiece told of everything that happens, in order
+ * @throws ApiError or FlashForgeError; nothing is left in the engine then.
+ */
+export async function runJob(
+  exchange: Exchange,
+  job: Job,
+  onPiece: (piece: Piece) => void,
+): Promise<Usage> {
+  const { host, metrics, recent } = exchange.parts;
+  const counter = new UsageCounter();
+  const n = job.options.n ?? 1;
+  const lastTokenMs = new Map<number, number>();
+  const started = performance.now();
+  await admitted(exchange, () =>
+    host.call(
+      { kind: 'generate', ...job },
+      (reply) => {
+        const { prompt } = reply;
+        if (reply.kind === 'end') {
+          const { index, text, finishReason, stats } = reply.end;
+          counter.add(reply.end);
+          sampleDone(exchange, stats, finishReason, index === 0);
+          onPiece({ choice: prompt * n + index, text, token: null, detail: null, finishReason });
+          return;
+        }
+        const { event } = reply;
+        const choice = prompt * n + event.index;
+        const now = performance.now();
+        const last = lastTokenMs.get(choice);
+        lastTokenMs.set(choice, now);
+        if (last === undefined) metrics.firstToken(now - started);
+        else metrics.nextToken(now - last);
+        recent.token(last === undefined ? null : now - last);
+        const { text, token } = event;
+        onPiece({ choice, text, token, detail: detailOf(event), finishReason: null });
+      },
+      exchange.signal,
+    ),
+  );
+  return counter.usage;
+}
+
+/** Runs one call of the engine with a place in the queue. */
+export async function admitted<T>(exchange: Exchange, run: () => Promise<T>): Promise<T> {
+  const { admission, metrics } = exchange.parts;
+  const leave = admission.enter();
+  const started = performance.now();
+  try {
+    return await run();
+  } catch (error) {
+    metrics.failed(exchange.reason ?? 'error');
+    throw exchange.errorOf(error);
+  } finally {
+    leave();
+    metrics.requestDone(performance.now() - started);
+  }
+}
+
+function sampleDone(
+  exchange: Exchange,
+  stats: SampleStats,
+  reason: FinishReason,
+  first: boolean,
+): void {
+  const { metrics, recent } = exchange.parts;
+  metrics.sampleDone(stats, reason, first);
+  if (first) recent.ttft(stats.ttftMs);
+}
+
+/** Collects the choices of a job. */
+export class Choices {
+  readonly #choices: {
+    text: string;
+    tokens: number[];
+    details: TokenDetail[];
+    finishReason: FinishReason | null;
+  }[];
+
+  constructor(count: number) {
+    this.#choices = Array.from({ length: count }, () => ({
+      text: '',
+      tokens: [],
+      details: [],
+      finishReason: null,
+    }));
+  }
+
+  add({ choice, text, token, detail, finishReason }: Piece): void {
+    const into = this.#choices[choice];
+    into.text += text;
+    if (token !== null) into.tokens.push(token);
+    if (detail !== null) into.details.push(detail);
+    if (finishReason !== null) into.finishReason = finishReason;
+  }
+
+  get finished(): Finished[] {
+    return this.#choices.map((each, choice) => ({
+      ...each,
+      choice,
+      finishReason: each.finishReason ?? 'stop',
+    }));
+  }
+}

@@ -1,0 +1,25 @@
+/**
+ * What the routes work with: made once for a server.
+ * @module
+ */
+import type { Admission } from './admission.ts';
+import type { EngineHost } from './engine-host.ts';
+import type { Log } from './log.ts';
+import type { PrefixStore } from './prefix-store.ts';
+import type { Recent } from './recent.ts';
+import type { ServerMetrics } from './server-metrics.ts';
+import type { Settings } from './server-options.ts';
+import type { Tenants } from './tenants.ts';
+import type { Tracing } from './tracing.ts';
+
+export interface Parts {
+  readonly settings: Settings;
+  readonly log: Log;
+  readonly host: EngineHost;
+  readonly tenants: Tenants;
+  readonly admission: Admission;
+  readonly prefixes: PrefixStore;
+  readonly metrics: ServerMetrics;
+  readonly recent: Recent;
+  readonly tracing: Tracing;
+}
