@@ -18,6 +18,6 @@ serveSteps(
   barrier,
   () => parentPort?.postMessage('ready'),
   () => {
-    benchRuns(kernels, barrier, words, worker, workers);
+    benchRuns(kernels, barrier, words, worker);
   },
 );

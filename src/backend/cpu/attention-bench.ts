@@ -10,13 +10,7 @@ import { PLAN_SHAPES } from '../../plan/default-profile.ts';
 import { DEFAULT_PLAN_OPTIONS, Planner } from '../../plan/make-plan.ts';
 import type { Plan, PlanSpec } from '../../plan/plan.ts';
 import { type Workload, workloadBytes, workloadForest } from '../../plan/workload.ts';
-import {
-  type AttentionShape,
-  kvLayout,
-  PAGE_TOKENS,
-  runAttention,
-  runMerges,
-} from './attention.ts';
+import { type AttentionShape, kvLayout, PAGE_TOKENS, runAttention } from './attention.ts';
 import { AttentionCheck } from './attention-check.ts';
 import { PlanImage } from './attention-image.ts';
 import type { Barrier } from './barrier.ts';
@@ -96,7 +90,6 @@ export function benchRuns(
   barrier: Barrier,
   command: Float64Array,
   worker: number,
-  workers: number,
 ): number[] {
   const [image, runs] = command;
   const times: number[] = [];
@@ -104,8 +97,6 @@ export function benchRuns(
     barrier.meet();
     const start = performance.now();
     runAttention(kernels, image, 0, worker);
-    barrier.meet();
-    runMerges(kernels, image, worker, workers);
     barrier.meet();
     times.push((performance.now() - start) * 1000);
   }
@@ -291,9 +282,9 @@ class Bench {
   #run(image: number, runs: number): number[] {
     this.#command.set([image, runs]);
     let times: number[] = [];
-    const { barrier, workers } = this.#pool;
+    const { barrier } = this.#pool;
     this.#pool.step(() => {
-      times = benchRuns(this.#provider.kernels, barrier, this.#command, 0, workers);
+      times = benchRuns(this.#provider.kernels, barrier, this.#command, 0);
     });
     return times;
   }

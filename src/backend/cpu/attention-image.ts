@@ -15,7 +15,7 @@ const IMAGE_FIELDS = [
   ...['rowPosition', 'start', 'length', 'firstSlot', 'pageBegin', 'pages'],
   ...['taskRowBegin', 'taskRowEnd', 'taskSegment', 'taskDestination', 'destination'],
   ...['segmentNode', 'segmentBegin', 'segmentEnd', 'segmentRowBegin', 'segmentRowEnd'],
-  ...['workerItem', 'schedule', 'mergeRow', 'mergeSlot', 'mergeCount', 'merges'],
+  ...['workerItem', 'schedule', 'rowMerge', 'mergeSlot', 'mergeCount', 'arrived'],
   ...['query', 'key', 'value', 'inputStride', 'output', 'outputStride'],
   ...['partial', 'partialLse', 'scratch', 'scratchStride'],
   ...['kvHeads', 'groupSize', 'headDim', 'kvType', 'scale', 'window'],
@@ -126,7 +126,6 @@ export class PlanImage {
       this.#set(field, address);
       address += roundedBytes(length);
     }
-    this.#set('merges', plan.merges);
     this.#reserveWork(plan);
   }
 
@@ -180,8 +179,17 @@ function arraysOf(plan: Plan, forest: Forest): ImageArray[] {
     ['segmentRowEnd', plan.segmentRowEnd, segments],
     ['workerItem', plan.workerItem, plan.workers + 1],
     ['schedule', plan.schedule, plan.items],
-    ['mergeRow', plan.mergeRow, merges],
+    ['rowMerge', rowMerges(plan), plan.rows],
     ['mergeSlot', plan.mergeSlot, merges],
     ['mergeCount', plan.mergeCount, merges],
+    // Zeros: the kernels count in them and leave zeros again.
+    ['arrived', new Int32Array(merges * plan.kvHeads), merges * plan.kvHeads],
   ];
+}
+
+/** (rows) index of the merge that makes the row's output, -1 where a task writes it. */
+function rowMerges(plan: Plan): Int32Array {
+  const merge = new Int32Array(plan.rows).fill(-1);
+  for (let i = 0; i < plan.merges; i++) merge[plan.mergeRow[i]] = i;
+  return merge;
 }

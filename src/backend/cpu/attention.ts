@@ -1,6 +1,6 @@
 /**
  * Attention on the CPU as the runner calls it: the sizes of KV pages, and one call a worker and
- * layer for each of the three kernels. What they read lies in a PlanImage in shared memory.
+ * layer for each of the two kernels. What they read lies in a PlanImage in shared memory.
  * @module
  */
 import { checkInteger, FlashForgeError, show } from '../../base/errors.ts';
@@ -66,14 +66,12 @@ export function checkShape(shape: AttentionShape): void {
   }
 }
 
-/** Partial attention: the worker's share of one layer. `image` is a PlanImage's address. */
+/**
+ * Attention and merges: the worker's share of one layer. `image` is a PlanImage's address. Outputs
+ * are complete when every worker has returned.
+ */
 export function runAttention(kernels: Kernels, image: number, layer: number, worker: number): void {
   kernels.ff_attention_run(image, layer, worker);
-}
-
-/** Merges: the worker's share, after every worker has run its attention of the layer. */
-export function runMerges(kernels: Kernels, image: number, worker: number, workers: number): void {
-  kernels.ff_attention_merge(image, worker, workers);
 }
 
 /** Addresses of a layer's q and k norm weights (headDim) f32; 0 = the model has none. */

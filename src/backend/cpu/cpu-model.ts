@@ -87,7 +87,7 @@ export interface CpuBuffers {
 export const PRIVATE_ROWS = 4;
 
 /** Words of the header. */
-export const HEADER = { rows: 0, logitRows: 1, firstLogitRow: 2, merges: 3 } as const;
+export const HEADER = { rows: 0, logitRows: 1, firstLogitRow: 2 } as const;
 
 /** Allocates the tensors of steps of up to `maxRows` rows. */
 export function allocateBuffers(

@@ -4,7 +4,7 @@
  * @module
  */
 import type { DecoderOps } from '../ops.ts';
-import { runAttention, runMerges, runRotate } from './attention.ts';
+import { runAttention, runRotate } from './attention.ts';
 import type { Barrier } from './barrier.ts';
 import {
   type CpuBuffers,
@@ -83,14 +83,10 @@ export class CpuOps implements DecoderOps {
   }
 
   attention(layer: number): void {
-    const { kernels, worker, workers, barrier } = this.#self;
+    const { kernels, worker, barrier } = this.#self;
     const began = performance.now();
     runAttention(kernels, this.#image, layer, worker);
     barrier.meet();
-    if (this.#header[HEADER.merges] > 0) {
-      runMerges(kernels, this.#image, worker, workers);
-      barrier.meet();
-    }
     this.attentionMs += performance.now() - began;
   }
 

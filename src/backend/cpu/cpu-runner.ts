@@ -138,5 +138,4 @@ function writeStep(
   header[HEADER.rows] = rows;
   header[HEADER.logitRows] = count;
   header[HEADER.firstLogitRow] = contiguous ? logitRows[0] : -1;
-  header[HEADER.merges] = plan.merges > 0 ? 1 : 0;
 }

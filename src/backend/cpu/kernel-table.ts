@@ -18,10 +18,9 @@ export const KERNELS = {
   ff_swiglu: 'ppipiii',
   ff_swiglu_quantize: 'ppipiii',
   ff_logit_stats: 'pppiii',
-  /* attention.c, attention-merge.c, attention-rotate.c */
+  /* attention.c, attention-rotate.c */
   ff_attention_scratch: 'ii>i',
   ff_attention_run: 'pii',
-  ff_attention_merge: 'pii',
   ff_rotate_and_store: 'piiippf',
 } as const satisfies Record<string, string>;
 

@@ -11,13 +11,7 @@ import { basename, join } from 'node:path';
 import { cacheFolder } from '../../base/env.ts';
 import type { Forest } from '../../kvcache/forest.ts';
 import type { CostProfile, Plan } from '../../plan/plan.ts';
-import {
-  type AttentionShape,
-  kvLayout,
-  PAGE_TOKENS,
-  runAttention,
-  runMerges,
-} from './attention.ts';
+import { type AttentionShape, kvLayout, PAGE_TOKENS, runAttention } from './attention.ts';
 import { PlanImage } from './attention-image.ts';
 import { createProvider, type Provider } from './provider.ts';
 
@@ -30,7 +24,7 @@ const CALL_WORK = 65_536;
 const ITEMS_MAX = 64;
 const SAMPLES = 15;
 /** Changes when what is measured changes. */
-const VERSION = 1;
+const VERSION = 2;
 
 /**
  * The profile of this machine for kernels like `provider`'s and a head shape: from the cache, else
@@ -158,20 +152,26 @@ class Measurement {
     return (best * 1000) / items;
   }
 
-  /** us of merging one partial of a row's query group. */
+  /** us of writing and merging one partial of a row's query group. */
   #partials(): number {
     const rows = QUERIES[QUERIES.length - 1];
-    const { kernels } = this.#provider;
-    // Two tasks for the same rows leave two partials a row.
-    this.#image.write(itemsPlan(rows, [0, 0], 16, 1, true), this.#forest);
-    runAttention(kernels, this.#image.address, 0, 0);
+    // The same two tasks with and without partial results.
+    const [merged, plain] = [true, false].map((partial) =>
+      this.#best(itemsPlan(rows, [0, 0], PAGE_TOKENS, 1, partial)),
+    );
+    return (Math.max(0, merged - plain) * this.#groupSize) / (2 * rows);
+  }
+
+  /** Least time of a plan in us. */
+  #best(plan: Plan): number {
+    this.#image.write(plan, this.#forest);
     let best = Number.POSITIVE_INFINITY;
     for (let sample = 0; sample < SAMPLES; sample++) {
       const start = performance.now();
-      runMerges(kernels, this.#image.address, 0, 1);
+      runAttention(this.#provider.kernels, this.#image.address, 0, 0);
       best = Math.min(best, performance.now() - start);
     }
-    return (best * 1000 * this.#groupSize) / (2 * rows);
+    return best * 1000;
   }
 }
 

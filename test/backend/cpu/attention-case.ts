@@ -8,7 +8,6 @@ import {
   kvLayout,
   PAGE_TOKENS,
   runAttention,
-  runMerges,
 } from '../../../src/backend/cpu/attention.ts';
 import { PlanImage } from '../../../src/backend/cpu/attention-image.ts';
 import type { Provider } from '../../../src/backend/cpu/provider.ts';
@@ -179,8 +178,6 @@ export class AttentionCase {
     this.image.write(plan, this.forest);
     for (let worker = 0; worker < plan.workers; worker++)
       runAttention(kernels, this.image.address, 0, worker);
-    for (let worker = 0; worker < plan.workers; worker++)
-      runMerges(kernels, this.image.address, worker, plan.workers);
     return this.#output.slice();
   }
 

@@ -22,7 +22,12 @@ struct attention_image {
   /* Plan. */
   double task_row_begin, task_row_end, task_segment, task_destination, destination;
   double segment_node, segment_begin, segment_end, segment_row_begin, segment_row_end;
-  double worker_item, schedule, merge_row, merge_slot, merge_count, merges;
+  double worker_item, schedule;
+  /*
+   * Merges: (rows) the row's merge or -1, a merge's first slot and number of slots, and
+   * (merges, KV heads) how many of its partial results are there, 0 between layers.
+   */
+  double row_merge, merge_slot, merge_count, arrived;
   /* q, k, v (rows, heads, headDim) f32 and the output (rows, query heads, headDim) f32. */
   double query, key, value, input_stride, output, output_stride;
   /* Partial outputs (slots, query heads, headDim) f32 and their LSE in base 2 (slots, heads). */

@@ -5,6 +5,7 @@
  * 2, the running sum l of 2^(score - m) and the running output o (FlashAttention's online
  * softmax). It reads each KV page once and applies it to all of its query vectors, six at a time.
  */
+#include "attention-merge.h"
 #include "attention-softmax.h"
 
 /* WebAssembly has no prefetch. */
@@ -234,7 +235,10 @@ static void begin_item(const struct item *it, isize kv_head) {
   }
 }
 
-/* Writes each vector's normalised output where the plan wants its row: final or partial. */
+/*
+ * Writes each vector's normalised output where the plan wants its row: final or partial, and
+ * merges the rows for which no partial result is missing any more.
+ */
 static void end_item(const struct item *it, isize kv_head, const int32_t *destination) {
   const struct attention_image *image = it->image;
   isize heads = (isize)image->kv_heads * it->group;
@@ -256,6 +260,8 @@ static void end_item(const struct item *it, isize kv_head, const int32_t *destin
     for (isize i = 0; i < it->head_dim; i += LANES)
       vf_store(to + i, vf_load(it->output + v * it->head_dim + i) * factor);
   }
+  for (isize row = 0; row < it->vectors / it->group; row++)
+    if (destination[row] >= 0) partial_arrived(image, it->row_begin + row, kv_head);
 }
 
 /* Bytes of scratch memory that a worker needs for items of up to `vectors` query vectors. */
@@ -303,7 +309,10 @@ static void attend_item(const struct attention_image *image, isize layer, isize 
   end_item(&it, kv_head, INTS(image, destination) + INTS(image, task_destination)[task]);
 }
 
-/* Runs the worker's share of the plan's work items for one layer. */
+/*
+ * Runs the worker's share of the plan's work items for one layer. All outputs are there when all
+ * workers have returned.
+ */
 FF_EXPORT void ff_attention_run(const struct attention_image *image, int32_t layer,
                                 int32_t worker) {
   float *scratch = (float *)((uintptr_t)image->scratch + worker * (uintptr_t)image->scratch_stride);
