@@ -26,11 +26,13 @@ export class Stepper {
   /**
    * One step over some paths: of each, the uncomputed tokens, `chunk` at most. A path that waits
    * for tokens that another one computes is left out.
+   * @param everyRow asks for the logits of all rows in `output`, not only of each path's last.
    * @returns per path, in the given order, the logits after its last row; and the raw output.
    */
   async step(
     paths: readonly Path[],
     chunk = Number.POSITIVE_INFINITY,
+    everyRow = false,
   ): Promise<{ logits: Float32Array[]; output: StepOutput }> {
     const entries: ForestEntry[] = [];
     for (const path of paths) {
@@ -42,7 +44,8 @@ export class Stepper {
     const forest = this.#forests.build(entries);
     const tokens = new Int32Array(forest.rows);
     const writeSlots = new Int32Array(forest.rows).fill(-1);
-    const logitRows = new Int32Array(entries.length);
+    const lastRows = forest.requestRow.subarray(1, forest.requests + 1).map((end) => end - 1);
+    const logitRows = everyRow ? Int32Array.from({ length: forest.rows }, (_, i) => i) : lastRows;
     for (let request = 0; request < forest.requests; request++) {
       const { path, from, to } = entries[this.#forests.order[request]];
       const all = path.tokens();
@@ -51,16 +54,16 @@ export class Stepper {
         tokens[row] = all[at];
         if (at >= path.computed) writeSlots[row] = this.tree.slotOf(path, at);
       }
-      logitRows[request] = forest.requestRow[request + 1] - 1;
     }
     const spec = this.#runner.planSpec;
     const plan = makePlan(forest, { ...spec, options: { ...spec.options, ...this.#options } });
     const output = await this.#runner.step({ tokens, forest, plan, writeSlots, logitRows });
     for (const { path, to } of entries) this.tree.commit(path, Math.max(to, path.computed));
-    const vocab = output.logits.length / entries.length;
+    const vocab = output.logits.length / logitRows.length;
     const logits: Float32Array[] = new Array(paths.length);
     for (let request = 0; request < forest.requests; request++) {
-      const row = output.logits.slice(request * vocab, (request + 1) * vocab);
+      const at = everyRow ? lastRows[request] : request;
+      const row = output.logits.slice(at * vocab, (at + 1) * vocab);
       logits[paths.indexOf(entries[this.#forests.order[request]].path)] = row;
     }
     return { logits, output };
