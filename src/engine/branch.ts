@@ -5,13 +5,14 @@
  * @module
  */
 import { assert, FlashForgeError } from '../base/errors.ts';
+import type { Namespace } from '../kvcache/path.ts';
 import type { Engine } from './engine.ts';
 import { checkPrompt } from './generation.ts';
 import type { LogitsRow, Sequence, SequenceOwner } from './sequence.ts';
 
 export interface BranchInit {
   readonly contextLength: number;
-  readonly salt?: string | undefined;
+  readonly namespace?: Namespace | undefined;
   readonly priority?: number | undefined;
 }
 
@@ -46,14 +47,14 @@ export class Branch implements SequenceOwner {
    */
   static create(engine: Engine, tokens: Int32Array, init: BranchInit): Branch {
     checkPrompt(tokens.length, init.contextLength);
-    const { salt, priority } = init;
+    const { namespace, priority } = init;
     return new Branch(engine, init, (owner) =>
-      engine.add(tokens, owner, { salt, priority, preemptible: false }),
+      engine.add(tokens, owner, { namespace, priority, preemptible: false }),
     );
   }
 
-  get salt(): string {
-    return this.#init.salt ?? '';
+  get namespace(): Namespace {
+    return this.#sequence.namespace;
   }
 
   get length(): number {
@@ -70,14 +71,15 @@ export class Branch implements SequenceOwner {
   }
 
   /**
-   * A branch that shares the first `length` tokens: no copy, nothing computed again.
+   * A branch that shares the first `length` tokens: no copy, nothing computed again. Under
+   * another salt, which a public branch allows, what follows them is that salt's own.
    * @throws FlashForgeError 'request' if this one has ended or is not yet computed.
    */
-  fork(length: number = this.length): Branch {
+  fork(length: number = this.length, salt: string = this.namespace.salt): Branch {
     this.#checkReady();
     assert(length >= 1 && length <= this.length, 'fork outside of the branch');
     const fork = new Branch(this.#engine, this.#init, (owner) =>
-      this.#engine.fork(this.#sequence, owner, length),
+      this.#engine.fork(this.#sequence, owner, length, salt),
     );
     this.#engine.pause(fork.#sequence);
     if (length === this.length) fork.#row = this.#row;

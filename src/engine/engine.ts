@@ -119,11 +119,22 @@ export class Engine {
     return sequence;
   }
 
-  /** A sequence that shares the first `length` tokens of an admitted one. */
-  fork(origin: Sequence, owner: SequenceOwner, length: number = origin.length): Sequence {
-    assert(origin.path !== null, 'fork of a sequence without KV');
-    const sequence = new Sequence(owner, origin);
-    sequence.path = this.tree.fork(origin.path, length);
+  /**
+   * A sequence that shares the first `length` tokens of an admitted one. Under another salt,
+   * which a public sequence allows, what follows them is that salt's own.
+   */
+  fork(
+    origin: Sequence,
+    owner: SequenceOwner,
+    length: number = origin.length,
+    salt: string = origin.namespace.salt,
+  ): Sequence {
+    assert(origin.path !== null && length > 0, 'fork of a sequence without KV');
+    const { namespace: from, priority, arrival, preemptible } = origin;
+    const publicTokens = salt === from.salt ? Math.min(from.publicTokens, length) : length;
+    const namespace = { salt, publicTokens };
+    const sequence = new Sequence(owner, { namespace, priority, arrival, preemptible });
+    sequence.path = this.tree.fork(origin.path, length, salt);
     sequence.cost.cachedTokens = length;
     this.#admitted.add(sequence);
     this.onWork();
@@ -205,7 +216,7 @@ export class Engine {
     while (this.#waiting.length > 0 && running < this.#maxSequences) {
       const sequence = this.#waiting[0];
       const tokens = sequence.waiting!;
-      const match = this.tree.match(tokens, sequence.salt);
+      const match = this.tree.match(tokens, sequence.namespace);
       // Room for those that run to grow by a page each; without it they would soon be preempted.
       if (running > 0 && match.pages + running > this.tree.availablePages) return;
       try {
@@ -226,12 +237,12 @@ export class Engine {
   /** `alone`: nothing will free pages, so that the cache itself has to give way. */
   #insert(sequence: Sequence, alone: boolean): Path {
     try {
-      return this.tree.insert(sequence.waiting!, sequence.salt);
+      return this.tree.insert(sequence.waiting!, sequence.namespace);
     } catch (error) {
       if (!alone || !isOutOfPages(error)) throw error;
       // Matched runs that begin and end inside pages take more of them than one dense run.
       this.tree.evictAll();
-      return this.tree.insert(sequence.waiting!, sequence.salt);
+      return this.tree.insert(sequence.waiting!, sequence.namespace);
     }
   }
 

@@ -4,6 +4,7 @@
  * @module
  */
 import { FlashForgeError } from '../base/errors.ts';
+import type { Namespace } from '../kvcache/path.ts';
 import type { Engine } from './engine.ts';
 import { Sampler, type TokenLogprob } from './sampler.ts';
 import type { SamplingParams } from './sampling-params.ts';
@@ -70,7 +71,7 @@ export interface GenerationInit {
   readonly contextLength: number;
   /** The model's end-of-sequence tokens. */
   readonly eosIds: ReadonlySet<number>;
-  readonly salt?: string | undefined;
+  readonly namespace?: Namespace | undefined;
   readonly priority?: number | undefined;
   /** Makes the text of a sample; absent: token ids only. */
   readonly text?: (() => TextStream) | undefined;
@@ -111,8 +112,8 @@ export class Generation implements SequenceOwner {
     this.#sink = sink;
     this.#maxTokens = Math.min(params.maxTokens, contextLength - prompt.length);
     this.#stopIds = new Set([...params.stopTokenIds, ...(params.ignoreEos ? [] : init.eosIds)]);
-    const { salt, priority } = init;
-    this.#first = engine.add(prompt, this, { salt, priority });
+    const { namespace, priority } = init;
+    this.#first = engine.add(prompt, this, { namespace, priority });
   }
 
   /** Ends all samples at once; the sink gets 'aborted'. After the end it does nothing. */

@@ -105,7 +105,8 @@ export class Grammars {
 
   #keep(key: string, compiled: Promise<CompiledGrammar>): void {
     this.#compiled.set(key, compiled);
-    compiled.catch(() => this.#compiled.delete(key));
+    // What failed stays too, so that a bad grammar costs its time only once.
+    compiled.catch(() => undefined);
     if (this.#compiled.size <= CACHE_SIZE) return;
     const [oldest] = this.#compiled.keys();
     const dropped = this.#compiled.get(oldest);
@@ -168,6 +169,8 @@ export class Grammars {
           });
       }
     } catch (cause) {
+      // A failed assertion of the library ends its instance; the next grammar gets a new one.
+      if (/Aborted/.test(String(cause))) this.#opened = null;
       throw new FlashForgeError('request', `the grammar cannot be used: ${reason(cause)}`, {
         cause,
       });
@@ -189,7 +192,7 @@ function tagFormat({ begin, schema, end }: GrammarTag) {
 
 /** The library's failures are C++ exceptions: numbers, or errors with a long message. */
 function reason(cause: unknown): string {
-  const text = cause instanceof Error ? cause.message : '';
+  const text = cause instanceof Error && !/Aborted/.test(cause.message) ? cause.message : '';
   const line = text
     .split('\n', 1)[0]
     .replace(/^.*?\.cc:\d+:\s*/, '')

@@ -51,12 +51,16 @@ export type Call =
       readonly branch: number;
       readonly prompt: PromptSource;
       readonly placement: Placement;
+      /** Every salt may share it, though nothing below it; its own salt must be absent. */
+      readonly public?: boolean | undefined;
     }
   | {
       readonly kind: 'fork';
       readonly branch: number;
       readonly of: number;
       readonly length?: number | undefined;
+      /** Of a public branch: what follows the fork is this salt's own. */
+      readonly salt?: string | undefined;
     }
   | { readonly kind: 'append'; readonly id: number; readonly moves: readonly BranchMove[] }
   | {

@@ -5,7 +5,7 @@
  * @module
  */
 import type { FlashForgeError } from '../base/errors.ts';
-import type { Path } from '../kvcache/path.ts';
+import { type Namespace, type Path, PUBLIC } from '../kvcache/path.ts';
 
 /** The model's answer after a sequence's last token; valid until the owner returns. */
 export interface LogitsRow {
@@ -36,8 +36,8 @@ export interface SequenceCost {
 
 export class Sequence {
   readonly owner: SequenceOwner;
-  /** Sequences under different salts share nothing. */
-  readonly salt: string;
+  /** Who may share its KV. */
+  readonly namespace: Namespace;
   /** Larger goes first. */
   readonly priority: number;
   /** Order of arrival; forks keep their origin's. */
@@ -57,7 +57,7 @@ export class Sequence {
 
   constructor(owner: SequenceOwner, init: SequenceInit) {
     this.owner = owner;
-    this.salt = init.salt ?? '';
+    this.namespace = init.namespace ?? PUBLIC;
     this.priority = init.priority ?? 0;
     this.arrival = init.arrival;
     this.preemptible = init.preemptible ?? true;
@@ -75,7 +75,7 @@ export class Sequence {
 }
 
 export interface SequenceInit {
-  readonly salt?: string | undefined;
+  readonly namespace?: Namespace | undefined;
   readonly priority?: number | undefined;
   readonly arrival: number;
   readonly preemptible?: boolean | undefined;

@@ -4,10 +4,11 @@
  * steps. It knows no thread itself, so that tests can drive it directly.
  * @module
  */
-import { FlashForgeError, show } from '../base/errors.ts';
+import { FlashForgeError } from '../base/errors.ts';
 import { treeStats } from '../kvcache/tree-stats.ts';
 import { beamSearch, type Hypothesis } from './beam-search.ts';
 import { Branch } from './branch.ts';
+import { BranchTable } from './branch-table.ts';
 import type { Engine } from './engine.ts';
 import { Generation } from './generation.ts';
 import type { Constraint, Grammars } from './grammar.ts';
@@ -28,11 +29,13 @@ export class Session {
   readonly #model: { readonly vocab: number; readonly contextLength: number };
   readonly #post: (replies: Reply[]) => void;
   readonly #grammars: Grammars | null;
-  readonly #branches = new Map<number, Branch | FlashForgeError>();
+  readonly #branches = new BranchTable();
   /** How to abort the calls that run. */
   readonly #aborts = new Map<number, () => void>();
   #outbox: Reply[] = [];
   #looping = false;
+  /** Work came up since the engine last said that it has none. */
+  #woken = false;
   #statsDueMs = 0;
   #statsChanged = true;
 
@@ -89,7 +92,7 @@ export class Session {
       case 'sample':
         return this.#sample(call);
       case 'branchTokens':
-        return [...this.#branch(call.branch).tokens()];
+        return [...this.#branches.get(call.branch).tokens()];
       case 'release':
         return this.#release(call.branch);
       case 'beamSearch':
@@ -154,14 +157,15 @@ export class Session {
       try {
         for (const [prompt, source] of prompts.entries()) {
           const constraint = constraints[prompt];
+          const tokens = this.#tokensOf(source);
           const generation = new Generation(
             this.#engine,
             {
-              prompt: this.#tokensOf(source),
+              prompt: tokens,
               params,
               contextLength: this.#model.contextLength,
               eosIds: this.#encoder.eosIds,
-              salt: this.#saltOf(source, placement),
+              namespace: this.#branches.namespaceOf(source.branch, placement.salt, tokens),
               priority: placement.priority,
               text: () => this.#encoder.stream(),
               allowed: constraint && ((index, tokens) => constraint.allowed(index, tokens)),
@@ -185,18 +189,19 @@ export class Session {
     });
   }
 
-  async #prefill({ id, branch, prompt, placement }: CallOf<'prefill'>): Promise<unknown> {
-    const made = Branch.create(this.#engine, this.#tokensOf(prompt), {
-      contextLength: this.#model.contextLength,
-      salt: this.#saltOf(prompt, placement),
-      priority: placement.priority,
-    });
+  async #prefill(call: CallOf<'prefill'>): Promise<unknown> {
+    const { id, branch, prompt, placement } = call;
+    if (call.public === true && placement.salt !== undefined) {
+      throw new FlashForgeError('request', 'a public prefix must not have a salt');
+    }
+    const made = this.#create(prompt, placement);
     this.#branches.set(branch, made);
     this.#aborts.set(id, () => made.end(aborted()));
     try {
       await made.row();
+      if (call.public === true) this.#branches.publish(branch);
     } catch (error) {
-      this.#branches.delete(branch);
+      this.#branches.release(branch);
       throw error;
     } finally {
       this.#aborts.delete(id);
@@ -204,10 +209,19 @@ export class Session {
     return { length: made.length, cachedTokens: made.cachedTokens };
   }
 
+  #create(prompt: PromptSource, placement: Placement): Branch {
+    const tokens = this.#tokensOf(prompt);
+    return Branch.create(this.#engine, tokens, {
+      contextLength: this.#model.contextLength,
+      namespace: this.#branches.namespaceOf(prompt.branch, placement.salt, tokens),
+      priority: placement.priority,
+    });
+  }
+
   /** A fork is not answered: what is wrong with it shows when it is used. */
-  #fork({ branch, of, length }: CallOf<'fork'>): void {
+  #fork({ branch, of, length, salt }: CallOf<'fork'>): void {
     try {
-      this.#branches.set(branch, this.#branch(of).fork(length));
+      this.#branches.set(branch, this.#branches.fork(of, length, salt));
     } catch (error) {
       this.#branches.set(branch, asFlashForgeError(error));
     }
@@ -216,7 +230,7 @@ export class Session {
   /** Grows branches in lockstep. All tokens are encoded and checked before any branch grows. */
   async #append(moves: readonly BranchMove[]): Promise<number[]> {
     const growth = moves.map(({ branch, tokens, text }) => ({
-      branch: this.#branch(branch),
+      branch: this.#branches.get(branch),
       tokens: this.#encoder.encode({ branch, tokens, text }),
     }));
     for (const { branch, tokens } of growth) branch.append(tokens);
@@ -225,13 +239,13 @@ export class Session {
   }
 
   async #top({ branches, count }: CallOf<'top'>): Promise<unknown> {
-    const rows = await Promise.all(branches.map((branch) => this.#branch(branch).row()));
+    const rows = await Promise.all(branches.map((branch) => this.#branches.get(branch).row()));
     return rows.map((row) => topLogprobs(row.logits, row.logSumExp, count));
   }
 
   async #sample({ branch, options, sample }: CallOf<'sample'>): Promise<unknown> {
     const params = samplingParams(options, this.#model.vocab);
-    const origin = this.#branch(branch);
+    const origin = this.#branches.get(branch);
     const row = await origin.row();
     const prompt = params.repetitionPenalty === 1 ? [] : origin.tokens();
     return new Sampler(params, sample, prompt).sample(row.logits, row.argmax, row.logSumExp);
@@ -243,9 +257,7 @@ export class Session {
   }
 
   #release(handle: number): void {
-    const branch = this.#branches.get(handle);
-    this.#branches.delete(handle);
-    if (branch instanceof Branch) branch.end();
+    this.#branches.release(handle);
     this.#statsChanged = true;
   }
 
@@ -253,15 +265,10 @@ export class Session {
     const { contextLength } = this.#model;
     const controller = new AbortController();
     this.#aborts.set(id, () => controller.abort());
-    const tokens = this.#tokensOf(prompt);
-    const origin = Branch.create(this.#engine, tokens, {
-      contextLength,
-      salt: this.#saltOf(prompt, placement),
-      priority: placement.priority,
-    });
+    const origin = this.#create(prompt, placement);
     try {
       await origin.row();
-      const room = contextLength - tokens.length;
+      const room = contextLength - origin.length;
       const { eosIds } = this.#encoder;
       const found = await beamSearch(origin, options, eosIds, room, controller.signal);
       return found.map((each: Hypothesis) => ({
@@ -281,34 +288,18 @@ export class Session {
     while (this.#looping);
   }
 
-  #branch(handle: number): Branch {
-    const branch = this.#branches.get(handle);
-    if (branch instanceof Branch) return branch;
-    throw branch ?? new FlashForgeError('request', 'the prefix was disposed');
-  }
-
   #tokensOf(prompt: PromptSource): Int32Array {
     const own = this.#encoder.encode(prompt);
     if (prompt.branch === undefined) return Int32Array.from(own);
-    const before = this.#branch(prompt.branch).tokens();
+    const before = this.#branches.get(prompt.branch).tokens();
     const tokens = new Int32Array(before.length + own.length);
     tokens.set(before);
     tokens.set(own, before.length);
     return tokens;
   }
 
-  /** A request on a branch lives under the branch's salt. */
-  #saltOf(prompt: PromptSource, { salt }: Placement): string {
-    if (prompt.branch === undefined) return salt ?? '';
-    const branch = this.#branch(prompt.branch);
-    if (salt === undefined || salt === branch.salt) return branch.salt;
-    throw new FlashForgeError(
-      'request',
-      `cacheSalt must be the prefix's own (${show(branch.salt)}) or absent, got ${show(salt)}`,
-    );
-  }
-
   #wake(): void {
+    this.#woken = true;
     if (this.#looping) return;
     this.#looping = true;
     setImmediate(() => void this.#loop());
@@ -316,14 +307,17 @@ export class Session {
 
   /** Steps until nothing is left, with a turn of the event loop after each for new messages. */
   async #loop(): Promise<void> {
-    try {
-      while (await this.#engine.step()) {
-        await new Promise((resolve) => setImmediate(resolve));
-        this.#flush();
+    while (this.#woken) {
+      this.#woken = false;
+      try {
+        while (await this.#engine.step()) {
+          await new Promise((resolve) => setImmediate(resolve));
+          this.#flush();
+        }
+      } catch (error) {
+        // A device error has ended every sequence already; any other one is a mistake of ours.
+        this.#engine.endAll(asFlashForgeError(error));
       }
-    } catch (error) {
-      // A device error has ended every sequence already; any other one is a mistake of ours.
-      this.#engine.endAll(asFlashForgeError(error));
     }
     this.#looping = false;
     // Owners were told in microtasks: what they answer now goes out with the same message.

@@ -22,7 +22,7 @@ export function graft(node: TreeNode, edits: TreeEdits, pool: PagePool): void {
 
 function settleBelow(node: TreeNode, target: TreeNode, edits: TreeEdits, pool: PagePool): void {
   let at = target;
-  let twin = at.children.get(node.tokens[0]);
+  let twin = at.children.get(node.edge);
   while (twin !== undefined) {
     const common = commonTokens(node, twin);
     // The twin is still being computed there: what we hold below it could not be reached in order.
@@ -39,8 +39,9 @@ function settleBelow(node: TreeNode, target: TreeNode, edits: TreeEdits, pool: P
     takeOut(node);
     dropHead(node, common, pool);
     node.parent = at;
+    node.edge = node.tokens[0];
     at.privates.add(node);
-    twin = at.children.get(node.tokens[0]);
+    twin = at.children.get(node.edge);
   }
   move(node, at, edits);
 }
@@ -49,13 +50,13 @@ function settleBelow(node: TreeNode, target: TreeNode, edits: TreeEdits, pool: P
 function move(node: TreeNode, target: TreeNode, edits: TreeEdits): void {
   takeOut(node);
   node.parent = target;
-  target.children.set(node.tokens[0], node);
+  target.children.set(node.edge, node);
   edits.idle(node);
 }
 
 function takeOut(node: TreeNode): void {
   const parent = node.parent!;
-  if (!parent.privates.delete(node)) parent.children.delete(node.tokens[0]);
+  if (!parent.privates.delete(node)) parent.children.delete(node.edge);
 }
 
 function removeAll(node: TreeNode, edits: TreeEdits): void {

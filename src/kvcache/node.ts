@@ -10,13 +10,23 @@ import type { Path } from './path.ts';
 
 let nextId = 1;
 
+/**
+ * What a child hangs on at its parent: its first token. The first node of a salted run below a
+ * public prefix hangs on salt and token, so that it is found by requests with that salt alone.
+ */
+export type Edge = number | string;
+
+export const saltedEdge = (salt: string, token: number): Edge => `${salt}\n${token}`;
+
 export class TreeNode {
   /** Unique over the life of the process; for statistics and displays. */
   readonly id = nextId++;
   /** Null for a root and for a node that was removed. */
   parent: TreeNode | null;
-  /** Children by first token; a second child with the same first token is in `privates`. */
-  readonly children = new Map<number, TreeNode>();
+  /** Key of this node among its parent's children. */
+  edge: Edge;
+  /** Children by edge; a second child with the same edge is in `privates`. */
+  readonly children = new Map<Edge, TreeNode>();
   readonly privates = new Set<TreeNode>();
 
   /** Absolute position of the first token. */
@@ -51,8 +61,15 @@ export class TreeNode {
   nextSibling: TreeNode | null = null;
   firstEntry = -1;
 
-  constructor(parent: TreeNode | null, start: number, tokens: Int32Array, pages: Int32Array) {
+  constructor(
+    parent: TreeNode | null,
+    edge: Edge,
+    start: number,
+    tokens: Int32Array,
+    pages: Int32Array,
+  ) {
     this.parent = parent;
+    this.edge = edge;
     this.start = start;
     this.tokens = tokens;
     this.pages = pages;
@@ -80,8 +97,8 @@ export class TreeNode {
 
 const EMPTY = new Int32Array(0);
 
-export const emptyNode = (parent: TreeNode | null, start: number): TreeNode =>
-  new TreeNode(parent, start, EMPTY, EMPTY);
+export const emptyNode = (parent: TreeNode | null, edge: Edge, start: number): TreeNode =>
+  new TreeNode(parent, edge, start, EMPTY, EMPTY);
 
 /** Free slots after the node's last token that its owner (or one child) may continue into. */
 export function tailRoom(node: TreeNode, pool: PagePool): number {
@@ -195,6 +212,7 @@ export function splitNode(node: TreeNode, count: number, pool: PagePool): TreeNo
 
   const upper = new TreeNode(
     parent,
+    node.edge,
     node.start,
     node.tokens.subarray(0, count),
     node.pages.slice(0, upperPages),
@@ -209,8 +227,9 @@ export function splitNode(node: TreeNode, count: number, pool: PagePool): TreeNo
   if (upperPages > lowerPage) pool.share(node.pages[lowerPage], node.refs > 0);
 
   if (parent.privates.delete(node)) parent.privates.add(upper);
-  else parent.children.set(node.tokens[0], upper);
-  upper.children.set(node.tokens[count], node);
+  else parent.children.set(node.edge, upper);
+  node.edge = node.tokens[count];
+  upper.children.set(node.edge, node);
   node.parent = upper;
   node.pages = node.pages.subarray(lowerPage);
   node.pageCount -= lowerPage;

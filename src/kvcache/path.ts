@@ -2,7 +2,25 @@
  * A held path of the prefix tree: what a running sequence or a pinned prefix is to the cache.
  * @module
  */
-import type { TreeNode } from './node.ts';
+import { type Edge, saltedEdge, type TreeNode } from './node.ts';
+
+/** Where a sequence lives: who may share its KV. */
+export interface Namespace {
+  /** Sequences under different salts share nothing; '' is the public one. */
+  readonly salt: string;
+  /** Leading tokens that are public all the same: shared under every salt. */
+  readonly publicTokens: number;
+}
+
+export const PUBLIC: Namespace = { salt: '', publicTokens: 0 };
+
+/** The key of the root under which sequences of this namespace begin. */
+export const rootKey = ({ salt, publicTokens }: Namespace): string =>
+  publicTokens > 0 ? '' : salt;
+
+/** See `Path.border`. */
+export const borderOf = ({ salt, publicTokens }: Namespace): number =>
+  salt !== '' && publicTokens > 0 ? publicTokens : -1;
 
 /**
  * A path from a root to the end of `tip`. Everything on it stays in the cache until the path is
@@ -12,8 +30,19 @@ export class Path {
   /** Null once released. */
   tip: TreeNode | null;
 
-  constructor(tip: TreeNode) {
+  readonly salt: string;
+  /** Length at which the public part ends and the salted one begins; -1 = there is no border. */
+  readonly border: number;
+
+  constructor(tip: TreeNode, salt: string, border: number) {
     this.tip = tip;
+    this.salt = salt;
+    this.border = border;
+  }
+
+  /** What a child that continues the path by `token` hangs on. */
+  edgeTo(token: number): Edge {
+    return this.length === this.border ? saltedEdge(this.salt, token) : token;
   }
 
   get live(): boolean {

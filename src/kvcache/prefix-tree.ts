@@ -9,10 +9,20 @@ import { assert, FlashForgeError } from '../base/errors.ts';
 import { ceilDiv } from '../base/math.ts';
 import { EvictionQueue, isEvictable } from './eviction-queue.ts';
 import { graft, type TreeEdits } from './graft.ts';
-import type { TreeNode } from './node.ts';
-import { canGrow, emptyNode, grow, splitNode, startAfter, tailRoom, truncate } from './node.ts';
+import {
+  canGrow,
+  type Edge,
+  emptyNode,
+  grow,
+  saltedEdge,
+  splitNode,
+  startAfter,
+  type TreeNode,
+  tailRoom,
+  truncate,
+} from './node.ts';
 import { PagePool } from './page-pool.ts';
-import { Path } from './path.ts';
+import { borderOf, type Namespace, Path, PUBLIC, rootKey } from './path.ts';
 
 /** What the cache knows of a token sequence, and what holding all of it would take. */
 export interface Match {
@@ -52,13 +62,15 @@ export class PrefixTree {
   }
 
   /** Looks a sequence up without changing anything. */
-  match(tokens: ArrayLike<number>, salt = ''): Match {
+  match(tokens: ArrayLike<number>, namespace: Namespace = PUBLIC): Match {
     const { pool } = this;
-    let node = this.roots.get(salt) ?? null;
+    const border = borderOf(namespace);
+    let node = this.roots.get(rootKey(namespace)) ?? null;
     let [at, computed, idle, lastPage, room] = [0, 0, 0, -1, 0];
     while (node !== null) {
-      const child: TreeNode | undefined = node.children.get(tokens[at]);
-      const common = child === undefined ? 0 : commonLength(child, tokens, at);
+      const edge = at === border ? saltedEdge(namespace.salt, tokens[at]) : tokens[at];
+      const child: TreeNode | undefined = node.children.get(edge);
+      const common = child === undefined ? 0 : commonLength(child, tokens, at, border - at);
       if (child === undefined || common === 0) {
         room = tailRoom(node, pool);
         break;
@@ -81,13 +93,14 @@ export class PrefixTree {
    * Holds a token sequence: matched tokens are shared, the rest gets pages and waits for its KV.
    * @throws FlashForgeError 'out-of-pages' if eviction cannot free enough; nothing is held then.
    */
-  insert(tokens: ArrayLike<number>, salt = ''): Path {
-    let root = this.roots.get(salt);
+  insert(tokens: ArrayLike<number>, namespace: Namespace = PUBLIC): Path {
+    const key = rootKey(namespace);
+    let root = this.roots.get(key);
     if (root === undefined) {
-      root = emptyNode(null, 0);
-      this.roots.set(salt, root);
+      root = emptyNode(null, key, 0);
+      this.roots.set(key, root);
     }
-    const path = new Path(root);
+    const path = new Path(root, namespace.salt, borderOf(namespace));
     this.#hold(root, null);
     root.holds++;
     try {
@@ -105,22 +118,30 @@ export class PrefixTree {
    */
   extend(path: Path, tokens: ArrayLike<number>): void {
     const tip = liveTip(path);
+    const border = path.border - tip.end;
     let node = tip;
     let at = 0;
     while (at < tokens.length) {
-      const child = node.children.get(tokens[at]);
+      const edge = at === border ? saltedEdge(path.salt, tokens[at]) : tokens[at];
+      const child = node.children.get(edge);
       if (child === undefined) break;
-      const common = commonLength(child, tokens, at);
+      const common = commonLength(child, tokens, at, border - at);
       at += common;
       node = common < child.length ? this.#split(child, common) : child;
     }
     this.#moveTip(path, node);
     try {
-      if (at < tokens.length) this.#place(path, tokens, at);
+      this.#makeRoomFor(node, tokens.length - at);
     } catch (error) {
       this.#moveTipUp(path, tip);
       throw error;
     }
+    // Public tokens first: the private rest hangs below them as a node of its own.
+    if (at < border && border < tokens.length) {
+      this.#place(path, Array.prototype.slice.call(tokens, 0, border), at);
+      at = border;
+    }
+    if (at < tokens.length) this.#place(path, tokens, at);
   }
 
   /**
@@ -129,21 +150,26 @@ export class PrefixTree {
    * @throws FlashForgeError 'out-of-pages'; the path is as before then.
    */
   append(path: Path, token: number): void {
-    liveTip(path);
+    this.#makeRoomFor(liveTip(path), 1);
     this.#one[0] = token;
     this.#place(path, this.#one, 0);
   }
   readonly #one = new Int32Array(1);
 
-  /** A new path that shares the first `length` tokens of another one. */
-  fork(path: Path, length: number = path.length): Path {
+  /**
+   * A new path that shares the first `length` tokens of another one. With another salt, which a
+   * public path allows, what follows them is that salt's own.
+   */
+  fork(path: Path, length: number = path.length, salt: string = path.salt): Path {
     assert(length >= 0 && length <= path.length, 'fork outside of the path');
+    assert(salt === path.salt || path.salt === '', 'fork of a salted path under another salt');
     let node = liveTip(path);
     while (node.parent !== null && length <= node.start) node = node.parent;
     if (length < node.end) node = this.#split(node, length - node.start);
     this.#hold(node, null);
     node.holds++;
-    return new Path(node);
+    if (salt !== path.salt) return new Path(node, salt, length);
+    return new Path(node, salt, path.border < 0 ? -1 : Math.min(path.border, length));
   }
 
   /**
@@ -223,25 +249,33 @@ export class PrefixTree {
     }
   }
 
-  /** Adds tokens from index `from` on below the path's tip, in place where nobody else ends. */
+  /** @throws FlashForgeError 'out-of-pages' unless `count` tokens can follow the node. */
+  #makeRoomFor(node: TreeNode, count: number): void {
+    const missing = count - tailRoom(node, this.pool);
+    if (missing > 0) this.#makeRoom(ceilDiv(missing, this.pool.pageSize));
+  }
+
+  /**
+   * Adds tokens from index `from` on below the path's tip, in place where nobody else ends. There
+   * is room for them.
+   */
   #place(path: Path, tokens: ArrayLike<number>, from: number): void {
     const tip = liveTip(path);
-    const inPlace = tip.parent !== null && tip.refs === 1 && tip.isLeaf && canGrow(tip, this.pool);
-    const missing = tokens.length - from - tailRoom(tip, this.pool);
-    if (missing > 0) this.#makeRoom(ceilDiv(missing, this.pool.pageSize));
-    if (inPlace) {
+    const isOwn = tip.parent !== null && tip.refs === 1 && tip.isLeaf;
+    if (isOwn && path.length !== path.border && canGrow(tip, this.pool)) {
       tip.writer ??= path;
       grow(tip, tokens, from, this.pool);
       return;
     }
-    const node = emptyNode(tip, tip.end);
+    const edge = path.edgeTo(tokens[from]);
+    const node = emptyNode(tip, edge, tip.end);
     node.refs = 1;
     node.holds = 1;
     node.writer = path;
     startAfter(node, tip, this.pool);
     grow(node, tokens, from, this.pool);
-    if (tip.children.has(tokens[from])) tip.privates.add(node);
-    else tip.children.set(tokens[from], node);
+    if (tip.children.has(edge)) tip.privates.add(node);
+    else tip.children.set(edge, node);
     tip.holds--;
     path.tip = node;
     this.structureVersion++;
@@ -284,8 +318,8 @@ export class PrefixTree {
     assert(node.refs === 0 && node.isLeaf, 'removed node is in use');
     const parent = node.parent!;
     if (!parent.privates.delete(node)) {
-      parent.children.delete(node.tokens[0]);
-      promote(parent, node.tokens[0]);
+      parent.children.delete(node.edge);
+      promote(parent, node.edge);
     }
     truncate(node, 0, this.pool);
     node.parent = null;
@@ -294,11 +328,9 @@ export class PrefixTree {
 
   #queueIfLeaf(node: TreeNode): void {
     if (isEvictable(node)) this.#queue.push(node);
-    else if (node.parent === null && node.refs === 0 && node.isLeaf) this.#forgetRoot(node);
-  }
-
-  #forgetRoot(root: TreeNode): void {
-    for (const [salt, node] of this.roots) if (node === root) this.roots.delete(salt);
+    else if (node.parent === null && node.refs === 0 && node.isLeaf) {
+      if (this.roots.get(String(node.edge)) === node) this.roots.delete(String(node.edge));
+    }
   }
 
   /** Adds a reference to the nodes from `node` up to, not including, `top`. */
@@ -360,19 +392,25 @@ function liveTip(path: Path): TreeNode {
   return path.tip;
 }
 
-/** Lets a private child take the place of an ordinary one that began with the same token. */
-function promote(parent: TreeNode, token: number): void {
+/** Lets a private child take the place of an ordinary one that hung on the same edge. */
+function promote(parent: TreeNode, edge: Edge): void {
   for (const child of parent.privates) {
-    if (child.tokens[0] !== token) continue;
+    if (child.edge !== edge) continue;
     parent.privates.delete(child);
-    parent.children.set(token, child);
+    parent.children.set(edge, child);
     return;
   }
 }
 
-/** Tokens that a node has in common with tokens[at...]. */
-function commonLength(node: TreeNode, tokens: ArrayLike<number>, at: number): number {
-  const most = Math.min(node.length, tokens.length - at);
+/** Tokens that a node has in common with tokens[at...], not reaching over a border ahead. */
+function commonLength(
+  node: TreeNode,
+  tokens: ArrayLike<number>,
+  at: number,
+  toBorder: number,
+): number {
+  const room = toBorder > 0 ? toBorder : node.length;
+  const most = Math.min(node.length, room, tokens.length - at);
   let count = 0;
   while (count < most && node.tokens[count] === tokens[at + count]) count++;
   return count;

@@ -13,7 +13,12 @@ const token = fc.integer({ min: 0, max: 2 });
 const tokens = (maxLength: number) => fc.array(token, { minLength: 1, maxLength, size: 'max' });
 const pick = fc.nat(1_000_000);
 const operation = fc.oneof(
-  fc.record({ kind: fc.constant('insert' as const), tokens: tokens(14), salt: fc.boolean() }),
+  fc.record({
+    kind: fc.constant('insert' as const),
+    tokens: tokens(14),
+    salt: fc.constantFrom('', 'one', 'two'),
+    publicTokens: fc.nat(6),
+  }),
   fc.record({ kind: fc.constant('extend' as const), pick, tokens: tokens(8) }),
   fc.record({ kind: fc.constant('append' as const), pick, token }),
   fc.record({ kind: fc.constant('fork' as const), pick, at: pick }),
@@ -26,8 +31,9 @@ const operation = fc.oneof(
 type Operation = typeof operation extends fc.Arbitrary<infer T> ? T : never;
 
 function apply(model: TreeModel, step: Operation): void {
-  if (step.kind === 'insert') model.insert(step.tokens, step.salt ? 'salt' : '');
-  else if (step.kind === 'evictAll') model.tree.evictAll();
+  if (step.kind === 'insert') {
+    model.insert(step.tokens, { salt: step.salt, publicTokens: step.publicTokens });
+  } else if (step.kind === 'evictAll') model.tree.evictAll();
   else if (step.kind === 'computeAll') {
     for (const sequence of model.sequences) model.compute(sequence, 1000);
   } else if (model.sequences.length > 0) applyToOne(model, step);
@@ -130,10 +136,24 @@ test('siblings with the same first token: the later one is grafted at its releas
 
 test('salts separate', () => {
   const tree = new PrefixTree(16, 4);
-  computeAll(tree, tree.insert([1, 2, 3], 'alice'));
-  assert.equal(tree.match([1, 2, 3], 'bob').length, 0);
+  const [alice, bob] = ['alice', 'bob'].map((salt) => ({ salt, publicTokens: 0 }));
+  computeAll(tree, tree.insert([1, 2, 3], alice));
+  assert.equal(tree.match([1, 2, 3], bob).length, 0);
   assert.equal(tree.match([1, 2, 3]).length, 0);
-  assert.equal(tree.match([1, 2, 3], 'alice').computed, 3);
+  assert.equal(tree.match([1, 2, 3], alice).computed, 3);
+});
+
+test('salts share a public prefix and nothing below it', () => {
+  const tree = new PrefixTree(16, 4);
+  const [alice, bob] = ['alice', 'bob'].map((salt) => ({ salt, publicTokens: 3 }));
+  computeAll(tree, tree.insert([1, 2, 3]));
+  const path = tree.insert([1, 2, 3, 4, 5], alice);
+  assert.equal(tree.match([1, 2, 3, 4, 5]).length, 3);
+  assert.equal(tree.match([1, 2, 3, 4, 5], bob).length, 3);
+  assert.equal(tree.match([1, 2, 3, 4, 5], alice).length, 5);
+  computeAll(tree, path);
+  tree.append(tree.fork(path, 3), 4);
+  assert.equal(tree.match([1, 2, 3, 4]).length, 3, 'what a fork appends is private too');
 });
 
 test('eviction takes the least recently used leaf, tail first, and never what is held', () => {

@@ -6,19 +6,19 @@
 import assert from 'node:assert/strict';
 import { FlashForgeError } from '../../src/base/errors.ts';
 import type { TreeNode } from '../../src/kvcache/node.ts';
-import type { Path } from '../../src/kvcache/path.ts';
+import type { Namespace, Path } from '../../src/kvcache/path.ts';
 import { PrefixTree } from '../../src/kvcache/prefix-tree.ts';
 import { treeStats } from '../../src/kvcache/tree-stats.ts';
 
 export interface ModelSequence {
   readonly path: Path;
-  readonly salt: string;
+  readonly namespace: Namespace;
   readonly tokens: number[];
 }
 
-/** The KV that belongs to position `at` of a sequence, as text. */
-const content = (salt: string, tokens: readonly number[], at: number): string =>
-  `${salt}:${tokens.slice(0, at + 1).join(' ')}`;
+/** The KV that belongs to position `at` of a sequence, as text: public or its salt's own. */
+const content = ({ salt, publicTokens }: Namespace, tokens: readonly number[], at: number) =>
+  `${at < publicTokens ? '' : salt}:${tokens.slice(0, at + 1).join(' ')}`;
 
 export class TreeModel {
   readonly tree: PrefixTree;
@@ -40,12 +40,13 @@ export class TreeModel {
     }
   }
 
-  insert(tokens: number[], salt: string): void {
+  insert(tokens: number[], namespace: Namespace): void {
     const { tree } = this;
-    const match = tree.match(tokens, salt);
+    const match = tree.match(tokens, namespace);
     const available = tree.availablePages;
     const done = this.attempt(() => {
-      this.sequences.push({ path: tree.insert(tokens, salt), salt, tokens: [...tokens] });
+      const path = tree.insert(tokens, namespace);
+      this.sequences.push({ path, namespace, tokens: [...tokens] });
     });
     assert.equal(done, match.pages <= available, 'match foretells whether insert has room');
     const taken = available - tree.availablePages;
@@ -65,8 +66,9 @@ export class TreeModel {
 
   fork(sequence: ModelSequence, length: number): void {
     const path = this.tree.fork(sequence.path, length);
-    const { salt } = sequence;
-    this.sequences.push({ path, salt, tokens: sequence.tokens.slice(0, length) });
+    const { salt, publicTokens } = sequence.namespace;
+    const namespace = { salt, publicTokens: Math.min(publicTokens, length) };
+    this.sequences.push({ path, namespace, tokens: sequence.tokens.slice(0, length) });
   }
 
   /** Computes up to `count` tokens of what the sequence may compute now. */
@@ -74,7 +76,11 @@ export class TreeModel {
     const { from, to } = this.tree.claim(sequence.path);
     const end = Math.min(to, from + count);
     for (let at = from; at < end; at++) {
-      this.#kv[this.tree.slotOf(sequence.path, at)] = content(sequence.salt, sequence.tokens, at);
+      this.#kv[this.tree.slotOf(sequence.path, at)] = content(
+        sequence.namespace,
+        sequence.tokens,
+        at,
+      );
     }
     this.tree.commit(sequence.path, end);
   }
@@ -86,12 +92,12 @@ export class TreeModel {
 
   /** Checks all that must hold between operations. */
   check(): void {
-    for (const { path, salt, tokens } of this.sequences) {
+    for (const { path, namespace, tokens } of this.sequences) {
       assert.deepEqual([...path.tokens()], tokens);
       for (let at = 0; at < path.computed; at++) {
         assert.equal(
           this.#kv[this.tree.slotOf(path, at)],
-          content(salt, tokens, at),
+          content(namespace, tokens, at),
           `KV of ${at}`,
         );
       }
@@ -111,7 +117,7 @@ export class TreeModel {
       assert.equal(node.refs, refs.get(node) ?? 0, 'references');
       assert.ok(node.length > 0, 'empty node');
       assert.equal(node.start, node.parent!.end);
-      const first = node.parent!.children.get(node.tokens[0]);
+      const first = node.parent!.children.get(node.edge);
       if (node.isPrivate) assert.ok(first !== undefined && first !== node && node.refs > 0);
       else assert.equal(first, node, 'child is found by its first token');
       if (node.computed > 0) assert.equal(node.parent!.computed, node.parent!.length);
