@@ -5,6 +5,7 @@
  * A tile is some rows x some vectors of output columns, which may span panels. Each output adds
  * its terms one by one in the order of the inputs, so the tile's shape does not show in results.
  */
+#include "output.h"
 #include "panels.h"
 #include "unroll.h"
 
@@ -30,12 +31,8 @@
 typedef struct {
   const float *x;
   const uint8_t *weights;
-  const float *bias;
-  float *y;
-  int64_t y_stride;
   int64_t columns;
-  int outputs;
-  int accumulate;
+  linear_output out;
 } dense_task;
 
 FF_INLINE int element_bytes(int form) { return form == FORM_F32 ? 4 : 2; }
@@ -45,28 +42,6 @@ FF_INLINE int ahead_bytes(int form) { return AHEAD_INPUTS * PANEL * element_byte
 FF_INLINE vf load_weights(int form, const uint8_t *p) {
   if (form == FORM_F32) return vf_load((const float *)p);
   return form == FORM_F16 ? vf_load_f16((const uint16_t *)p) : vf_load_bf16((const uint16_t *)p);
-}
-
-/* The last panel's columns that exist, fewer than LANES. */
-static __attribute__((noinline)) void store_some(const dense_task *task, int row, int column,
-                                                 const float *sum) {
-  float *y = task->y + row * task->y_stride;
-  for (int i = column; i < task->outputs; i++) {
-    float value = task->bias ? sum[i - column] + task->bias[i] : sum[i - column];
-    y[i] = task->accumulate ? y[i] + value : value;
-  }
-}
-
-FF_INLINE void store(const dense_task *task, int row, int column, vf sum) {
-  float *y = task->y + row * task->y_stride + column;
-  if (column + LANES <= task->outputs) {
-    if (task->bias) sum += vf_load(task->bias + column);
-    vf_store(y, task->accumulate ? vf_load(y) + sum : sum);
-    return;
-  }
-  float lanes[LANES];
-  vf_store(lanes, sum);
-  store_some(task, row, column, lanes);
 }
 
 /* Rows [row, row + rows), of which `valid` exist, x vectors [first, first + vectors). Rows that do
@@ -106,7 +81,7 @@ FF_INLINE void dense_tile(int form, int rows, int vectors, const dense_task *tas
   UNROLL
   for (int r = 0; r < rows; r++)
     for (int v = 0; v < vectors; v++)
-      if (r < valid) store(task, row + r, (first + v) * LANES, sum[r][v]);
+      if (r < valid) store_sum(&task->out, row + r, (first + v) * LANES, sum[r][v]);
 }
 
 FF_INLINE void dense_rows(int form, int vectors, const dense_task *task, int begin, int end,
@@ -150,7 +125,7 @@ FF_EXPORT void ff_linear_dense(int form, const float *x, const uint8_t *weights,
                                const float *bias, float *y, int y_stride, int row_begin,
                                int row_end, int panel_begin, int panel_end, int columns,
                                int outputs, int accumulate) {
-  dense_task task = {x, weights, bias, y, y_stride, columns, outputs, accumulate};
+  dense_task task = {x, weights, columns, {y, y_stride, bias, outputs, accumulate}};
   int chunk = (int)(CHUNK_BYTES / (4 * (int64_t)(columns > 0 ? columns : 1)));
   chunk = chunk < CHUNK_ROWS_LEAST ? CHUNK_ROWS_LEAST : chunk / TILE_ROWS * TILE_ROWS;
   for (int row = row_begin; row < row_end; row += chunk) {

@@ -7,6 +7,7 @@
  * one is asked for meanwhile. An output's terms are added in the order of the inputs whatever the
  * tile, so results do not depend on the batch or on how workers share the work.
  */
+#include "output.h"
 #include "panels.h"
 #include "quantize.h"
 #include "unroll.h"
@@ -30,12 +31,8 @@
 typedef struct {
   const input_block *x;
   const uint8_t *weights;
-  const float *bias;
-  float *y;
-  int64_t y_stride;
   int blocks;
-  int outputs;
-  int accumulate;
+  linear_output out;
 } linear_task;
 
 /* The operands of one tile: groups of 4 rows and, where the tile is one row, its place in one. */
@@ -156,30 +153,6 @@ FF_INLINE void tile(int form, int rows, const tile_rows *t, int blocks, const ui
   }
 }
 
-/* The last panel's columns that exist, fewer than LANES. Apart, since it is rare and long. */
-static __attribute__((noinline)) void store_some(const linear_task *task, int row, int column,
-                                                 const float *sum) {
-  float *y = task->y + row * task->y_stride;
-  for (int i = column; i < task->outputs; i++) {
-    float value = task->bias ? sum[i - column] + task->bias[i] : sum[i - column];
-    y[i] = task->accumulate ? y[i] + value : value;
-  }
-}
-
-/* y (+)= sum + bias for LANES columns. */
-FF_INLINE void store(const linear_task *task, int row, int column, vf sum) {
-  float *y = task->y + row * task->y_stride + column;
-  const float *bias = task->bias ? task->bias + column : 0;
-  if (column + LANES <= task->outputs) {
-    if (bias) sum += vf_load(bias);
-    vf_store(y, task->accumulate ? vf_load(y) + sum : sum);
-    return;
-  }
-  float lanes[LANES];
-  vf_store(lanes, sum);
-  store_some(task, row, column, lanes);
-}
-
 /* A tile of `rows` rows (a multiple of 4, or 1), of which the first `valid` exist. */
 FF_INLINE void run_tile(int form, int rows, const linear_task *task, int row, int valid, int p,
                         int64_t ahead) {
@@ -194,7 +167,7 @@ FF_INLINE void run_tile(int form, int rows, const linear_task *task, int row, in
     UNROLL
     for (int r = 0; r < rows; r++)
       for (int v = 0; v < TILE_VECTORS; v++)
-        if (r < valid) store(task, row + r, p * PANEL + column + v * LANES, sum[r][v]);
+        if (r < valid) store_sum(&task->out, row + r, p * PANEL + column + v * LANES, sum[r][v]);
   }
 }
 
@@ -259,7 +232,7 @@ FF_EXPORT void ff_linear(int form, const input_block *x, const uint8_t *weights,
                          int panel_begin, int panel_end, int columns, int outputs,
                          int accumulate) {
   int blocks = columns / BLOCK;
-  linear_task task = {x, weights, bias, y, y_stride, blocks, outputs, accumulate};
+  linear_task task = {x, weights, blocks, {y, y_stride, bias, outputs, accumulate}};
   int64_t group_bytes = (int64_t)sizeof(input_block) * (blocks > 0 ? blocks : 1);
   int chunk = (int)(CHUNK_BYTES / group_bytes) * GROUP_ROWS / TILE_ROWS * TILE_ROWS;
   if (chunk < CHUNK_ROWS_LEAST) chunk = CHUNK_ROWS_LEAST;
