@@ -9,6 +9,7 @@ import { assert, FlashForgeError } from '../base/errors.ts';
 import { ceilDiv } from '../base/math.ts';
 import { EvictionQueue, isEvictable } from './eviction-queue.ts';
 import { graft, type TreeEdits } from './graft.ts';
+import { commonLength, type Match, matchTokens } from './match.ts';
 import {
   canGrow,
   type Edge,
@@ -24,14 +25,7 @@ import {
 import { PagePool } from './page-pool.ts';
 import { borderOf, type Namespace, Path, PUBLIC, rootKey } from './path.ts';
 
-/** What the cache knows of a token sequence, and what holding all of it would take. */
-export interface Match {
-  /** Leading tokens in the cache, and those of them whose KV is written. */
-  readonly length: number;
-  readonly computed: number;
-  /** Pages, at most, that holding the whole sequence would take from those now available. */
-  readonly pages: number;
-}
+export type { Match } from './match.ts';
 
 export class PrefixTree {
   readonly pool: PagePool;
@@ -63,30 +57,8 @@ export class PrefixTree {
 
   /** Looks a sequence up without changing anything. */
   match(tokens: ArrayLike<number>, namespace: Namespace = PUBLIC): Match {
-    const { pool } = this;
-    const border = borderOf(namespace);
-    let node = this.roots.get(rootKey(namespace)) ?? null;
-    let [at, computed, idle, lastPage, room] = [0, 0, 0, -1, 0];
-    while (node !== null) {
-      const edge = at === border ? saltedEdge(namespace.salt, tokens[at]) : tokens[at];
-      const child: TreeNode | undefined = node.children.get(edge);
-      const common = child === undefined ? 0 : commonLength(child, tokens, at, border - at);
-      if (child === undefined || common === 0) {
-        room = tailRoom(node, pool);
-        break;
-      }
-      if (computed === at) computed += Math.min(common, child.computed);
-      for (let page = 0; page * pool.pageSize < child.firstSlot + common; page++) {
-        const id = child.pages[page];
-        if (id !== lastPage && pool.busy[id] === 0) idle++;
-        lastPage = id;
-      }
-      at += common;
-      if (common < child.length) break;
-      node = child;
-    }
-    const fresh = ceilDiv(Math.max(0, tokens.length - at - room), pool.pageSize);
-    return { length: at, computed, pages: idle + fresh };
+    const root = this.roots.get(rootKey(namespace)) ?? null;
+    return matchTokens(root, this.pool, tokens, namespace);
   }
 
   /**
@@ -400,18 +372,4 @@ function promote(parent: TreeNode, edge: Edge): void {
     parent.children.set(edge, child);
     return;
   }
-}
-
-/** Tokens that a node has in common with tokens[at...], not reaching over a border ahead. */
-function commonLength(
-  node: TreeNode,
-  tokens: ArrayLike<number>,
-  at: number,
-  toBorder: number,
-): number {
-  const room = toBorder > 0 ? toBorder : node.length;
-  const most = Math.min(node.length, room, tokens.length - at);
-  let count = 0;
-  while (count < most && node.tokens[count] === tokens[at + count]) count++;
-  return count;
 }
