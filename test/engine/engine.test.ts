@@ -210,6 +210,28 @@ test('a long prefill does not stop decoding', async () => {
   }
 });
 
+test('the more urgent request goes first, and keeps its pages when they run out', async () => {
+  const engine = new Engine(new FakeRunner({ pages: 10, pageSize: 4 }), { maxSequences: 2 });
+  const start = (first: number, priority: number): Outcome =>
+    generate(engine, [first, 1, 2, 3], { maxTokens: 24 }, { priority });
+  const [low, late] = [start(1, 0), start(2, 0)];
+  for (let step = 0; step < 3; step++) await engine.step();
+  const high = start(3, 5);
+  const finished: Outcome[] = [];
+  for (let steps = 0; await engine.step(); steps++) {
+    assert.ok(steps < 1000, 'no progress');
+    for (const outcome of [low, late, high]) {
+      if (outcome.done && !finished.includes(outcome)) finished.push(outcome);
+    }
+  }
+  assert.deepEqual(finished, [low, high, late], 'two at a time: the urgent one is next');
+  assert.ok(engine.stats.totals().preemptions > 0);
+  for (const [index, outcome] of [low, late, high].entries()) {
+    assert.deepEqual(outcome.tokens[0], greedyOracle([1 + index, 1, 2, 3], 24, 16));
+  }
+  checkEmpty(engine);
+});
+
 test('a sequence that can never fit is refused at once, one that can waits', async () => {
   const engine = new Engine(new FakeRunner({ pages: 10, pageSize: 4 }));
   assert.throws(

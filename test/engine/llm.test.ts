@@ -3,6 +3,8 @@
  * @module
  */
 import assert from 'node:assert/strict';
+import { readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { FlashForgeError } from '../../src/base/errors.ts';
 import { type Llm, load } from '../../src/index.ts';
@@ -241,4 +243,18 @@ test('the inside can be looked at: tree and schedule, numbers only', async () =>
   assert.ok(nodes.every(({ parent }) => parent === null || ids.has(parent)));
   assert.ok(plan !== null && plan.items.length > 0 && plan.items.every(({ us }) => us > 0));
   assert.equal((await llm.inspect(1)).nodes.length, 1);
+});
+
+test('loading fails with one sentence, and leaves nothing behind', async () => {
+  const path = writeTinyModel(folder);
+  const broken = join(folder, 'broken.gguf');
+  writeFileSync(broken, readFileSync(path).subarray(0, 5000));
+  await assert.rejects(load(broken, { device: 'reference' }), failsWith('model', /broken/));
+  const unknown = load(path, { device: 'abacus' as 'cpu' });
+  await assert.rejects(unknown, failsWith('usage', /abacus/));
+  const signal = AbortSignal.abort();
+  await assert.rejects(
+    load(path, { device: 'reference', signal }),
+    failsWith('aborted', /aborted/),
+  );
 });
