@@ -186,19 +186,23 @@ FF_INLINE void run_tile(int form, int rows, const linear_task *task, int row, in
 #define SINGLE_ROWS 2
 #endif
 
+/* Two scales a block need registers that the largest tile does not leave. */
+FF_INLINE int largest_tile(int form) { return form == FORM_B8_HALVES ? MEDIUM_TILE : LARGE_TILE; }
+
 /* Rows [begin, end) of one panel, in tiles as large as fit. Small rests are padded: the rows
    beyond `end` are computed from what lies there and not stored. */
 FF_INLINE void run_panel(int form, const linear_task *task, int begin, int end, int p) {
   int64_t next = form_panel_bytes(form, task->blocks * BLOCK);
-  int64_t ahead = end - begin <= LARGE_TILE ? AHEAD_BYTES : next;
+  int large = largest_tile(form);
+  int64_t ahead = end - begin <= large ? AHEAD_BYTES : next;
   for (int row = begin; row < end; ahead = 0) {
     int left = end - row;
     if (row % GROUP_ROWS != 0 || left <= SINGLE_ROWS) {
       run_tile(form, 1, task, row, 1, p, ahead);
       row += 1;
-    } else if (LARGE_TILE > MEDIUM_TILE && left > LARGE_TILE - GROUP_ROWS) {
-      run_tile(form, LARGE_TILE, task, row, left, p, ahead);
-      row += LARGE_TILE;
+    } else if (large > MEDIUM_TILE && left > large - GROUP_ROWS) {
+      run_tile(form, large, task, row, left, p, ahead);
+      row += large;
     } else if (MEDIUM_TILE > GROUP_ROWS && left > GROUP_ROWS) {
       run_tile(form, MEDIUM_TILE, task, row, left, p, ahead);
       row += MEDIUM_TILE;
