@@ -79,7 +79,7 @@ export class AttentionCheck {
     return worst;
   }
 
-  /** One query vector against its whole path: page by page, online softmax with the exact maximum. */
+  /** One query vector against its whole path: page by page, with an online softmax. */
   #answer(queryAt: number, row: number, head: number): Float64Array {
     const { headDim, groupSize } = this.#shape;
     const { headBytes, valueOffset, pageBytes } = this.#layout;
