@@ -5,7 +5,7 @@
  * @module
  */
 import { assert, FlashForgeError } from '../base/errors.ts';
-import type { Namespace } from '../kvcache/path.ts';
+import type { Namespace, Path } from '../kvcache/path.ts';
 import type { Engine } from './engine.ts';
 import { checkPrompt } from './generation.ts';
 import type { LogitsRow, Sequence, SequenceOwner } from './sequence.ts';
@@ -14,6 +14,8 @@ export interface BranchInit {
   readonly contextLength: number;
   readonly namespace?: Namespace | undefined;
   readonly priority?: number | undefined;
+  /** Adds up what the branch and all its forks have cost, when they end. */
+  readonly cost?: { kvBytes: number; kvBytesFlat: number } | undefined;
 }
 
 interface Waiter {
@@ -59,6 +61,11 @@ export class Branch implements SequenceOwner {
 
   get length(): number {
     return this.#sequence.length;
+  }
+
+  /** Its path in the tree; null while it waits for pages, and after its end. */
+  get path(): Path | null {
+    return this.#sequence.path;
   }
 
   /** Tokens of the path that the cache held when the branch was made. */
@@ -120,6 +127,11 @@ export class Branch implements SequenceOwner {
 
   /** Prunes the branch; its tokens stay cached until their pages are needed. */
   end(error: FlashForgeError = new FlashForgeError('request', 'the prefix was disposed')): void {
+    const { cost } = this.#init;
+    if (cost !== undefined && !this.#sequence.ended) {
+      cost.kvBytes += this.#sequence.cost.kvBytes;
+      cost.kvBytesFlat += this.#sequence.cost.kvBytesFlat;
+    }
     this.#engine.end(this.#sequence);
     this.onError(this.#sequence, error);
   }

@@ -52,21 +52,34 @@ interface NativeMatcher {
  * The package is a UMD script that calls itself an ES module, so that Node's own import fails on
  * it; evaluated as CommonJS it works.
  */
-function openLibrary(): XGrammar {
+function openLibrary(onPrint: (line: string) => void): XGrammar {
   const require = createRequire(import.meta.url);
   const file = require.resolve('@mlc-ai/web-xgrammar');
   const module = { exports: {} };
   const source = readFileSync(file, 'utf8');
-  const run = new Function('module', 'exports', 'require', '__filename', '__dirname', source);
-  run(module, module.exports, require, file, dirname(file));
+  // Its failures are only told to the console, so that it gets one of its own.
+  const print = (...words: unknown[]): void => onPrint(words.join(' '));
+  const console = { log: print, warn: print, error: print };
+  const names = ['module', 'exports', 'require', '__filename', '__dirname', 'console'];
+  const run = new Function(...names, source);
+  run(module, module.exports, require, file, dirname(file), console);
   return module.exports as XGrammar;
+}
+
+interface Compiled {
+  /** The instance that it belongs to. */
+  readonly library: XGrammar;
+  readonly grammar: CompiledGrammar;
 }
 
 /** Compiles grammars for one vocabulary. The library is opened at the first use. */
 export class Grammars {
   readonly #tokenizer: Tokenizer;
   readonly #vocab: number;
-  readonly #compiled = new Map<string, Promise<CompiledGrammar>>();
+  readonly #compiled = new Map<string, Promise<Compiled>>();
+  /** The library's own words on its last failure. */
+  #lastLine = '';
+  readonly #refused = new Map<string, FlashForgeError>();
   #opened: Promise<{ library: XGrammar; compiler: GrammarCompiler }> | null = null;
 
   constructor(tokenizer: Tokenizer, vocab: number) {
@@ -86,14 +99,11 @@ export class Grammars {
         `the grammar must have at most ${SOURCE_MAX} characters, got ${key.length}`,
       );
     }
-    this.#opened ??= this.#open();
-    const { library, compiler } = await this.#opened;
-    let compiled = this.#compiled.get(key);
-    if (compiled === undefined) {
-      compiled = this.#compile(library, compiler, source);
-      this.#keep(key, compiled);
-    }
-    const grammar = await compiled;
+    checkSource(source);
+    const refused = this.#refused.get(key);
+    if (refused !== undefined) throw refused;
+    const compiled = this.#compiled.get(key) ?? this.#compile(key, source);
+    const { library, grammar } = await compiled;
     const stops = [...this.#tokenizer.stopIds];
     const matchers = await Promise.all(
       Array.from({ length: samples }, () =>
@@ -103,21 +113,53 @@ export class Grammars {
     return new Constraint(matchers, this.#vocab, stops);
   }
 
-  #keep(key: string, compiled: Promise<CompiledGrammar>): void {
+  #compile(key: string, source: GrammarSource): Promise<Compiled> {
+    this.#opened ??= this.#open();
+    const opened = this.#opened;
+    const compiled = opened.then(async ({ library, compiler }) => {
+      try {
+        this.#lastLine = '';
+        return { library, grammar: await compile(library, compiler, source) };
+      } catch (cause) {
+        // A failed assertion leaves the instance unusable: the next grammar gets a new one.
+        if (this.#opened === opened) {
+          this.#opened = null;
+          this.#compiled.clear();
+        }
+        throw this.#refuse(key, cause);
+      }
+    });
     this.#compiled.set(key, compiled);
-    // What failed stays too, so that a bad grammar costs its time only once.
-    compiled.catch(() => undefined);
-    if (this.#compiled.size <= CACHE_SIZE) return;
+    compiled.catch(() => this.#compiled.delete(key));
+    if (this.#compiled.size > CACHE_SIZE) this.#drop();
+    return compiled;
+  }
+
+  /** What failed is remembered, so that a bad grammar costs its time only once. */
+  #refuse(key: string, cause: unknown): FlashForgeError {
+    const why = reason(this.#lastLine);
+    const error = new FlashForgeError('request', `the grammar cannot be used: ${why}`, { cause });
+    this.#refused.set(key, error);
+    if (this.#refused.size > CACHE_SIZE) {
+      const [oldest] = this.#refused.keys();
+      this.#refused.delete(oldest);
+    }
+    return error;
+  }
+
+  #drop(): void {
     const [oldest] = this.#compiled.keys();
     const dropped = this.#compiled.get(oldest);
     this.#compiled.delete(oldest);
     // Matchers hold what they need of it.
-    dropped?.then((grammar) => grammar.dispose()).catch(() => {});
+    dropped?.then(({ grammar }) => grammar.dispose()).catch(() => undefined);
   }
 
   async #open(): Promise<{ library: XGrammar; compiler: GrammarCompiler }> {
     try {
-      const library = openLibrary();
+      const library = openLibrary((line) => {
+        this.#lastLine = line.startsWith('[FATAL]') ? line : this.#lastLine;
+      });
       const info = await library.TokenizerInfo.createTokenizerInfo(
         this.#vocabulary(),
         'byte_level',
@@ -144,37 +186,35 @@ export class Grammars {
       return text;
     });
   }
+}
 
-  async #compile(
-    library: XGrammar,
-    compiler: GrammarCompiler,
-    source: GrammarSource,
-  ): Promise<CompiledGrammar> {
-    try {
-      switch (source.kind) {
-        case 'json':
-          return await compiler.compileJSONSchema('{"type":"object"}', true);
-        case 'schema':
-          return await compiler.compileJSONSchema(JSON.stringify(source.schema), true);
-        case 'regex': {
-          const format = { type: 'regex' as const, pattern: source.pattern };
-          return await compiler.compileStructuralTag({ type: 'structural_tag', format });
-        }
-        case 'ebnf':
-          return await compiler.compileGrammar(await library.Grammar.fromEBNF(source.text));
-        case 'tags':
-          return await compiler.compileStructuralTag({
-            type: 'structural_tag',
-            format: { type: 'or', elements: source.tags.map(tagFormat) },
-          });
-      }
-    } catch (cause) {
-      // A failed assertion of the library ends its instance; the next grammar gets a new one.
-      if (/Aborted/.test(String(cause))) this.#opened = null;
-      throw new FlashForgeError('request', `the grammar cannot be used: ${reason(cause)}`, {
-        cause,
+function checkSource(source: GrammarSource): void {
+  if (source.kind === 'schema') checkSchema(source.schema);
+  if (source.kind === 'tags') for (const { schema } of source.tags) checkSchema(schema);
+}
+
+async function compile(
+  library: XGrammar,
+  compiler: GrammarCompiler,
+  source: GrammarSource,
+): Promise<CompiledGrammar> {
+  switch (source.kind) {
+    case 'json':
+      return compiler.compileJSONSchema('{"type":"object"}', true);
+    case 'schema':
+      return compiler.compileJSONSchema(JSON.stringify(source.schema), true);
+    case 'regex':
+      return compiler.compileStructuralTag({
+        type: 'structural_tag',
+        format: { type: 'regex', pattern: source.pattern },
       });
-    }
+    case 'ebnf':
+      return compiler.compileGrammar(await library.Grammar.fromEBNF(source.text));
+    case 'tags':
+      return compiler.compileStructuralTag({
+        type: 'structural_tag',
+        format: { type: 'or', elements: source.tags.map(tagFormat) },
+      });
   }
 }
 
@@ -190,14 +230,32 @@ function tagFormat({ begin, schema, end }: GrammarTag) {
   };
 }
 
-/** The library's failures are C++ exceptions: numbers, or errors with a long message. */
-function reason(cause: unknown): string {
-  const text = cause instanceof Error && !/Aborted/.test(cause.message) ? cause.message : '';
-  const line = text
-    .split('\n', 1)[0]
-    .replace(/^.*?\.cc:\d+:\s*/, '')
-    .trim();
-  return line === '' ? 'it is not a valid one' : line.slice(0, 200);
+/** From "[FATAL] /path/file.cc:12: Check failed: (code) is false: reason" to the reason. */
+function reason(line: string): string {
+  const text = line.replace(/^\[FATAL\] \S+:\d+: /, '').replace(/^Check failed: .* is false: /, '');
+  return text === '' ? 'it is not valid or too complex' : text.slice(0, 200);
+}
+
+/** Counts that the library unrolls into rules, which takes seconds for large ones. */
+const COUNTS = ['minLength', 'maxLength', 'minItems', 'maxItems', 'minProperties', 'maxProperties'];
+const COUNT_MAX = 4096;
+const DEPTH_MAX = 64;
+
+/** @throws FlashForgeError 'request' for a schema that would hold up everybody. */
+function checkSchema(schema: unknown, depth = 0): void {
+  if (typeof schema !== 'object' || schema === null) return;
+  if (depth > DEPTH_MAX) {
+    throw new FlashForgeError('request', `the grammar must nest at most ${DEPTH_MAX} levels deep`);
+  }
+  for (const [key, value] of Object.entries(schema)) {
+    if (COUNTS.includes(key) && typeof value === 'number' && value > COUNT_MAX) {
+      throw new FlashForgeError(
+        'request',
+        `the grammar must have ${key} of at most ${COUNT_MAX}, got ${value}`,
+      );
+    }
+    checkSchema(value, depth + 1);
+  }
 }
 
 /** The state of n samples in one grammar. */
@@ -232,14 +290,18 @@ export class Constraint {
     const native = (matcher as unknown as { handle: NativeMatcher }).handle;
     const bits = native.GetNextTokenBitmask(mask.length);
     const words = bits.size();
+    let some = false;
     for (let word = 0; word < words; word++) {
       let left = bits.get(word);
       if (left === 0) continue;
+      some = true;
       for (let id = word * 32; left !== 0; id++, left >>>= 1) {
         if ((left & 1) !== 0 && id < mask.length) mask[id] = 1;
       }
     }
     bits.delete();
+    // A grammar that no text can go on to satisfy: the sample ends.
+    if (!some) for (const stop of this.#stops) mask[stop] = 1;
     return mask;
   }
 

@@ -3,6 +3,7 @@
  * plain data. They hold numbers only, never a token or a text of anybody's.
  * @module
  */
+import type { Path } from '../kvcache/path.ts';
 import type { PrefixTree } from '../kvcache/prefix-tree.ts';
 import { taskCosts } from '../plan/task-cost.ts';
 import type { PlannedStep } from './batch.ts';
@@ -50,6 +51,23 @@ export interface EngineView {
   readonly nodeCount: number;
   /** Null before the first step. */
   readonly plan: PlanView | null;
+}
+
+/** A held path, as its owner may see it. */
+export interface PathView {
+  readonly tokens: number;
+  /** Pages that hold its tokens; shared ones count in full. */
+  readonly pages: number;
+  /** Sequences and held prefixes that share all of it, itself included. */
+  readonly sharers: number;
+}
+
+export function viewPath(path: Path): PathView {
+  const pages = new Set<number>();
+  for (let node = path.tip; node !== null; node = node.parent) {
+    for (let page = 0; page < node.pageCount; page++) pages.add(node.pages[page]);
+  }
+  return { tokens: path.length, pages: pages.size, sharers: path.tip?.refs ?? 0 };
 }
 
 /** The tree's nodes, parents first, at most `limit` of them. */

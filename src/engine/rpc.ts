@@ -77,6 +77,7 @@ export type Call =
       readonly sample: number;
     }
   | { readonly kind: 'branchTokens'; readonly id: number; readonly branch: number }
+  | { readonly kind: 'branchView'; readonly id: number; readonly branch: number }
   | { readonly kind: 'release'; readonly branch: number }
   | {
       readonly kind: 'beamSearch';

@@ -7,12 +7,12 @@
 import { FlashForgeError } from '../base/errors.ts';
 import { treeStats } from '../kvcache/tree-stats.ts';
 import { beamSearch, type Hypothesis } from './beam-search.ts';
-import { Branch } from './branch.ts';
+import { Branch, type BranchInit } from './branch.ts';
 import { BranchTable } from './branch-table.ts';
 import type { Engine } from './engine.ts';
-import { Generation } from './generation.ts';
+import { Generation, type SampleEnd, type SampleStats } from './generation.ts';
 import type { Constraint, Grammars } from './grammar.ts';
-import { type EngineView, viewPlan, viewTree } from './inspect.ts';
+import { type EngineView, type PathView, viewPath, viewPlan, viewTree } from './inspect.ts';
 import type { PromptEncoder } from './prompt-encoder.ts';
 import type { BranchMove, Call, EngineSnapshot, Placement, PromptSource, Reply } from './rpc.ts';
 import { Sampler, topLogprobs } from './sampler.ts';
@@ -93,6 +93,8 @@ export class Session {
         return this.#sample(call);
       case 'branchTokens':
         return [...this.#branches.get(call.branch).tokens()];
+      case 'branchView':
+        return this.#branchView(call.branch);
       case 'release':
         return this.#release(call.branch);
       case 'beamSearch':
@@ -209,12 +211,13 @@ export class Session {
     return { length: made.length, cachedTokens: made.cachedTokens };
   }
 
-  #create(prompt: PromptSource, placement: Placement): Branch {
+  #create(prompt: PromptSource, placement: Placement, cost?: BranchInit['cost']): Branch {
     const tokens = this.#tokensOf(prompt);
     return Branch.create(this.#engine, tokens, {
       contextLength: this.#model.contextLength,
       namespace: this.#branches.namespaceOf(prompt.branch, placement.salt, tokens),
       priority: placement.priority,
+      cost,
     });
   }
 
@@ -256,21 +259,38 @@ export class Session {
     return { ...viewTree(tree, nodes), plan: planned === null ? null : viewPlan(planned) };
   }
 
+  #branchView(handle: number): PathView {
+    const { path, length } = this.#branches.get(handle);
+    return path === null ? { tokens: length, pages: 0, sharers: 0 } : viewPath(path);
+  }
+
   #release(handle: number): void {
     this.#branches.release(handle);
     this.#statsChanged = true;
   }
 
+  /** The figures of the search go out as the end of a sample, as those of a generation do. */
   async #beamSearch({ id, prompt, options, placement }: CallOf<'beamSearch'>): Promise<unknown> {
-    const { contextLength } = this.#model;
     const controller = new AbortController();
-    this.#aborts.set(id, () => controller.abort());
-    const origin = this.#create(prompt, placement);
+    const cost = { kvBytes: 0, kvBytesFlat: 0 };
+    const origin = this.#create(prompt, placement, cost);
+    const started = performance.now();
+    let stats: Omit<SampleStats, keyof typeof cost> | null = null;
+    this.#aborts.set(id, () => {
+      controller.abort();
+      origin.end(aborted());
+    });
     try {
       await origin.row();
-      const room = contextLength - origin.length;
+      const ttftMs = performance.now() - started;
+      const { length, cachedTokens } = origin;
+      const room = this.#model.contextLength - length;
       const { eosIds } = this.#encoder;
       const found = await beamSearch(origin, options, eosIds, room, controller.signal);
+      const newTokens = found.reduce((sum, { tokens }) => sum + tokens.length, 0);
+      const longest = Math.max(1, ...found.map(({ tokens }) => tokens.length - 1));
+      const tpotMs = (performance.now() - started - ttftMs) / longest;
+      stats = { promptTokens: length, cachedTokens, newTokens, ttftMs, tpotMs };
       return found.map((each: Hypothesis) => ({
         ...each,
         text: this.#encoder.decodeNew(each.tokens),
@@ -278,6 +298,10 @@ export class Session {
     } finally {
       this.#aborts.delete(id);
       origin.end();
+      if (stats !== null) {
+        const end = { index: 0, finishReason: 'stop', text: '', stats: { ...stats, ...cost } };
+        this.#outbox.push({ kind: 'end', id, prompt: 0, end: end as SampleEnd });
+      }
     }
   }
 

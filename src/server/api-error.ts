@@ -113,6 +113,9 @@ function requestError(message: string, promptField: string): ApiError {
   }
   const word = FIELDS.exec(message)?.[1] ?? '';
   const known = API_NAMES[word] ?? (/^(stop|seed|n|temperature)$/.test(word) ? word : null);
+  if (/^(the grammar|constrained output)/.test(message)) {
+    return badRequest(text, 'response_format', 'invalid_grammar');
+  }
   const long = /^prompt must have at most/.test(message);
   return badRequest(text, known ?? promptField, long ? 'context_length_exceeded' : undefined);
 }

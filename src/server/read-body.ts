@@ -92,14 +92,19 @@ function fieldError(issue: Issue): ApiError {
   return badRequest(`${name} is not valid: ${message}`, field === '' ? null : field);
 }
 
-/** Of alternatives, the one that got furthest tells most. */
+/** Of alternatives, the one that the value comes nearest to tells most. */
 function innermost(issue: Issue): Issue {
   if (issue.code !== 'invalid_union' || issue.errors.length === 0) return issue;
-  let best: Issue = issue;
-  for (const [first] of issue.errors) {
-    if (first === undefined || first.path.length === 0) continue;
-    const found = innermost({ ...first, path: [...issue.path, ...first.path] } as Issue);
-    if (found.path.length > best.path.length) best = found;
+  const wrongType = (issues: readonly Issue[]): boolean =>
+    issues[0].path.length === 0 && issues[0].code === 'invalid_type';
+  const near = issue.errors.filter((issues) => issues.length > 0 && !wrongType(issues));
+  if (near.length === 0) {
+    const types = issue.errors.map(([first]) => (first as { expected?: string }).expected);
+    const message = `expected ${[...new Set(types)].join(' or ')}`;
+    return { ...issue, message };
   }
-  return best;
+  const depth = (issues: readonly Issue[]): number => issues[0].path.length;
+  near.sort((a, b) => a.length - b.length || depth(b) - depth(a));
+  const [first] = near[0];
+  return innermost({ ...first, path: [...issue.path, ...first.path] } as Issue);
 }

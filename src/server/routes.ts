@@ -17,6 +17,7 @@ import {
   tokenize,
 } from './misc-routes.ts';
 import * as misc from './misc-schema.ts';
+import { prefixRoutes } from './prefix-routes.ts';
 import type { Route } from './route.ts';
 
 const MODEL = { name: 'Model', schema: misc.modelBody };
@@ -143,6 +144,7 @@ const MISC_ROUTES: readonly Route[] = [
 
 export const ROUTES: readonly Route[] = [
   ...COMPLETION_ROUTES,
+  ...prefixRoutes,
   ...MISC_ROUTES,
   ...dashboardRoutes,
 ];
