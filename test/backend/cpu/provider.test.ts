@@ -4,17 +4,37 @@
  * @module
  */
 import assert from 'node:assert/strict';
-import { mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { copyFileSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { arch, platform, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { Worker } from 'node:worker_threads';
-import { compileKernels, findCompiler } from '../../../src/backend/cpu/native-compiler.ts';
+import {
+  compileKernels,
+  findCompiler,
+  LIBRARY_SUFFIX,
+} from '../../../src/backend/cpu/native-compiler.ts';
+import { PREBUILT_TARGETS } from '../../../src/backend/cpu/prebuilt.ts';
 import { createProvider, openProvider } from '../../../src/backend/cpu/provider.ts';
 
-const compiler = await findCompiler();
-const noCompiler = compiler === null ? 'no C compiler on this machine' : false;
 const folder = mkdtempSync(join(tmpdir(), 'flashforge-provider-'));
+const compiler = await quickCompiler();
+const noCompiler = compiler === null ? 'no C compiler on this machine' : false;
+
+/** The machine's compiler without optimisation: what is tested here is not the kernels' speed. */
+async function quickCompiler(): Promise<Compiler | null> {
+  const found = await findCompiler();
+  if (found === null || platform() === 'win32') return found;
+  const script = join(folder, 'quick-cc');
+  writeFileSync(script, `#!/bin/sh\nexec ${found.command.join(' ')} "$@" -O0\n`, { mode: 0o755 });
+  process.env.FLASHFORGE_CC = script;
+  return findCompiler();
+}
+
+function restoreCompiler(): void {
+  if (compiler === null) delete process.env.FLASHFORGE_CC;
+  else process.env.FLASHFORGE_CC = compiler.command.join(' ');
+}
 
 before(() => {
   process.env.FLASHFORGE_CACHE = folder;
@@ -115,7 +135,45 @@ test('a compiler that fails: native says so, auto falls back', async () => {
     assert.equal(fallback.kind, 'wasm');
     assert.match(fallback.why, /no native kernels/);
   } finally {
-    delete process.env.FLASHFORGE_CC;
+    restoreCompiler();
     delete process.env.FLASHFORGE_PREBUILT;
   }
+});
+
+/** Runs `body` on a machine without a compiler that finds prebuilt libraries in `prebuilt`. */
+async function withPrebuilt(prebuilt: string, body: () => Promise<void>): Promise<void> {
+  process.env.FLASHFORGE_CC = 'false';
+  process.env.FLASHFORGE_PREBUILT = prebuilt;
+  try {
+    await body();
+  } finally {
+    restoreCompiler();
+    delete process.env.FLASHFORGE_PREBUILT;
+  }
+}
+
+/** File names of the libraries that a package could have for this machine, the best first. */
+const fileNames = PREBUILT_TARGETS.filter(
+  (target) => target.platform === platform() && target.arch === arch(),
+).map(({ name }) => name + LIBRARY_SUFFIX);
+
+test('prebuilt: the best library for this processor, bad files are passed over', {
+  skip: noCompiler || (fileNames.length === 0 ? 'no prebuilt library for this platform' : false),
+}, async () => {
+  const prebuilt = join(folder, 'prebuilt');
+  mkdirSync(prebuilt);
+  const { path } = await compileKernels(compiler!);
+  for (const name of fileNames) copyFileSync(path, join(prebuilt, name));
+  await withPrebuilt(prebuilt, async () => {
+    const provider = await createProvider({ provider: 'native' });
+    assert.equal(provider.kind, 'prebuilt');
+    assert.match(provider.why, /no C compiler was found/);
+    assert.ok(Number.isInteger(provider.kernels.ff_cpu_features()));
+  });
+  const damaged = join(folder, 'damaged');
+  mkdirSync(damaged);
+  for (const name of fileNames) writeFileSync(join(damaged, name), 'not a library');
+  await withPrebuilt(damaged, async () => {
+    assert.equal((await createProvider()).kind, 'wasm');
+  });
 });
