@@ -69,7 +69,7 @@ export class Planner {
     this.#tiler = new RowTiler(this.#cost);
     this.#cutter = new ListCutter(this.#cost, spec.cutTokens ?? spec.pageSize);
     this.#pricer = new PiecePricer(this.#cost);
-    this.#scheduler = new TaskScheduler(spec.kvHeads, spec.workers, spec.options.scheduling);
+    this.#scheduler = new TaskScheduler(spec.kvHeads, spec.workers, spec.options);
     this.#bestLayout = this.#layouts[0];
   }
 

@@ -2,9 +2,11 @@
  * Scheduling: units (pieces that stay together) x KV heads go to workers, longest processing time
  * first. Every KV head has the same units, so only the units are sorted. Equal costs keep their
  * place in the lists, so that all tiles that read one part of a shared node run at the same time
- * and it comes from memory once (head after head, as the heads' KV differ).
+ * and it comes from memory once (head after head, as the heads' KV differ). A flat plan runs
+ * request after request, as a decoder does that knows of no sharing.
  * @module
  */
+import type { PlanOptions } from './plan.ts';
 import { roomFor, roomForFloats } from './row-tiling.ts';
 import type { Pieces } from './task-division.ts';
 
@@ -16,6 +18,7 @@ export class TaskScheduler {
   readonly #heads: number;
   readonly #workers: number;
   readonly #longestFirst: boolean;
+  readonly #headsTogether: boolean;
   #keys = new Float64Array(0);
   readonly #load: Float64Array;
   readonly #heap: Int32Array;
@@ -23,10 +26,11 @@ export class TaskScheduler {
   order = new Int32Array(0);
   worker = new Int32Array(0);
 
-  constructor(heads: number, workers: number, longestFirst: boolean) {
+  constructor(heads: number, workers: number, options: PlanOptions) {
     this.#heads = heads;
     this.#workers = workers;
-    this.#longestFirst = longestFirst;
+    this.#longestFirst = options.scheduling;
+    this.#headsTogether = options.flat;
     this.#load = new Float64Array(workers);
     this.#heap = new Int32Array(workers);
   }
@@ -73,7 +77,7 @@ export class TaskScheduler {
     return most;
   }
 
-  /** Orders the items: cost falling, then place in the list, then head, then list. */
+  /** Orders the items: cost falling, then place in the list, then head and list. */
   #sort(pieces: Pieces): void {
     const { units, unitUs, unitPiece, order } = pieces;
     let most = 0;
@@ -92,10 +96,11 @@ export class TaskScheduler {
       const group = Math.floor(keys[begin] / 0x1000000);
       let end = begin + 1;
       while (end < units && Math.floor(keys[end] / 0x1000000) === group) end++;
-      for (let head = 0; head < this.#heads; head++) {
-        for (let i = begin; i < end; i++) {
-          this.order[item++] = (keys[i] % 0x1000000) * this.#heads + head;
-        }
+      const length = end - begin;
+      for (let i = 0; i < length * this.#heads; i++) {
+        const unit = begin + (this.#headsTogether ? Math.floor(i / this.#heads) : i % length);
+        const head = this.#headsTogether ? i % this.#heads : Math.floor(i / length);
+        this.order[item++] = (keys[unit] % 0x1000000) * this.#heads + head;
       }
       begin = end;
     }
