@@ -10,6 +10,7 @@ import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { Worker } from 'node:worker_threads';
 import {
+  type Compiler,
   compileKernels,
   findCompiler,
   LIBRARY_SUFFIX,
