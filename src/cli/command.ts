@@ -32,6 +32,8 @@ export interface Command {
   /** Complete command lines for --help. */
   readonly examples: readonly string[];
   readonly run: (context: Context, given: Arguments) => Promise<void>;
+  /** A signal is the way to end it, not an interruption: exit code 0. */
+  readonly endsBySignal?: boolean;
 }
 
 /** A parsed command line. */

@@ -79,7 +79,7 @@ async function main(words: readonly string[], signal: AbortSignal): Promise<void
   }
   await command.run(makeContext(given.text('json'), signal), given);
   // A command that missed the signal has not done what was asked either.
-  signal.throwIfAborted();
+  if (command.endsBySignal !== true) signal.throwIfAborted();
 }
 
 function commandName(words: readonly string[]): string {

@@ -51,6 +51,7 @@ export const serveCommand: Command = {
     'flashforge serve --model hf:Qwen/Qwen2.5-0.5B-Instruct --port 8080 --api-key-file keys.txt',
   ],
   run,
+  endsBySignal: true,
 };
 
 async function run(context: Context, given: Arguments): Promise<void> {

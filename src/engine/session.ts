@@ -267,6 +267,7 @@ export class Session {
   #release(handle: number): void {
     this.#branches.release(handle);
     this.#statsChanged = true;
+    if (!this.#looping) this.#flush();
   }
 
   /** The figures of the search go out as the end of a sample, as those of a generation do. */

@@ -32,7 +32,8 @@ export async function startTestServer(
   { script = MAIN, loaded = true }: { script?: string; loaded?: boolean } = {},
 ): Promise<TestServer> {
   const all = [script, 'serve', '--port', '0', '--model', model, '--served-model-name', 'test'];
-  const child = spawn(process.execPath, [...all, '--drain', '5', ...words], {
+  const drain = words.includes('--drain') ? [] : ['--drain', '5'];
+  const child = spawn(process.execPath, [...all, ...drain, ...words], {
     env: { ...process.env, DEBUG: '', HF_HUB_OFFLINE: '1' },
     stdio: ['ignore', 'pipe', 'pipe'],
   });

@@ -1,0 +1,81 @@
+/**
+ * Tree of thought over HTTP: from one held question several first steps, of which the best are
+ * forked and continued, level by level. Every level's requests run at the same time and share
+ * their whole path; pruned branches are let go.
+ *
+ * Run `flashforge serve`, then: node examples/tree-of-thought.mjs [URL]
+ */
+const url = process.argv[2] ?? 'http://127.0.0.1:8000';
+const LEVELS = 3;
+const THOUGHTS = 3;
+const KEEP = 2;
+
+async function call(path, body, method = body === undefined ? 'GET' : 'POST') {
+  const response = await fetch(url + path, {
+    method,
+    headers: {
+      'content-type': 'application/json',
+      ...(process.env.FLASHFORGE_API_KEY
+        ? { authorization: `Bearer ${process.env.FLASHFORGE_API_KEY}` }
+        : {}),
+    },
+    ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+  });
+  const answer = await response.json();
+  if (!response.ok) throw new Error(answer.error.message);
+  return answer;
+}
+
+const model = (await call('/v1/models')).data[0].id;
+const question =
+  'Question: a farmer has 17 sheep, buys 5 more and sells 8. How many are left, and why?\n' +
+  'Answer step by step.\n';
+const root = await call('/v1/prefixes', { text: question, ttl_seconds: 120 });
+let saved = { read: 0, flat: 0 };
+
+/** Some next steps of a branch, each with the mean log-probability of its tokens. */
+async function think(branch, level) {
+  const { choices, usage } = await call('/v1/completions', {
+    model,
+    prefix_id: branch.id,
+    prompt: `Step ${level}:`,
+    n: THOUGHTS,
+    max_tokens: 24,
+    temperature: 0.8,
+    seed: level,
+    stop: ['\n'],
+    logprobs: 0,
+  });
+  saved.read += usage.kv_cache.bytes_read;
+  saved.flat += usage.kv_cache.bytes_flat;
+  return choices.map(({ text, logprobs }) => {
+    const values = logprobs.token_logprobs;
+    const mean = values.reduce((sum, each) => sum + each, 0) / Math.max(1, values.length);
+    return { branch, step: `Step ${level}:${text}\n`, score: branch.score + mean };
+  });
+}
+
+let frontier = [{ id: root.id, score: 0, text: question }];
+for (let level = 1; level <= LEVELS; level++) {
+  const thoughts = (await Promise.all(frontier.map((branch) => think(branch, level)))).flat();
+  thoughts.sort((a, b) => b.score - a.score);
+  const kept = thoughts.slice(0, KEEP);
+  // A fork shares every token of its branch; only the new step is computed.
+  const next = await Promise.all(
+    kept.map(async ({ branch, step, score }) => {
+      const fork = await call(`/v1/prefixes/${branch.id}/fork`, { text: step });
+      return { id: fork.id, score, text: branch.text + step, tokens: fork.tokens };
+    }),
+  );
+  for (const { id } of frontier) {
+    if (id !== root.id) await call(`/v1/prefixes/${id}`, undefined, 'DELETE');
+  }
+  frontier = next;
+  console.log(`level ${level}: ${thoughts.length} thoughts, kept ${kept.length}`);
+}
+const [best] = frontier;
+console.log(best.text.slice(question.length).trim());
+console.log(`KV bytes: ${(saved.flat / saved.read).toFixed(2)}x fewer than flat`);
+for (const { id } of [...frontier, root]) {
+  await call(`/v1/prefixes/${id}`, undefined, 'DELETE');
+}
