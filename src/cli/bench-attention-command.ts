@@ -23,7 +23,7 @@ export const benchAttentionCommand: Command = {
   positionals: [],
   options: [
     { name: 'workloads', value: 'FILE', help: 'JSON list of trees (see docs/planner.md); needed' },
-    { name: 'device', value: 'NAME', help: 'cpu (default cpu)' },
+    { name: 'device', value: 'NAME', help: 'cpu or cuda (default cpu)' },
     PROVIDER_OPTION,
     { name: 'workers', value: 'N', help: 'threads (default: one for each core)' },
     { name: 'memory', value: 'MIB', help: 'most memory of KV pages (default: 60% of the free)' },
@@ -36,7 +36,8 @@ export const benchAttentionCommand: Command = {
 async function run(context: Context, given: Arguments): Promise<void> {
   const path = given.text('workloads');
   if (path === undefined) throw usageError('--workloads FILE is needed');
-  choiceOption(given, 'device', ['cpu'], 'cpu');
+  const device = choiceOption(given, 'device', ['cpu', 'cuda'], 'cpu');
+  if (device === 'cuda') return runCuda(context, path);
   const provider = choiceOption(given, 'provider', ['auto', 'native', 'wasm'], 'auto');
   const [workers] = integersOption(given, 'workers', [availableParallelism()], 1, WORKERS_MAX);
   const memory =
@@ -53,6 +54,34 @@ async function run(context: Context, given: Arguments): Promise<void> {
   context.print(rowTable(report.rows));
   for (const { name, skipped } of report.rows) {
     if (skipped !== undefined) context.print(`${name} was not measured: ${skipped}`);
+  }
+  await context.report(report);
+}
+
+/** Cold L2 cache, one launch in a CUDA graph; times are medians. */
+async function runCuda(context: Context, path: string): Promise<void> {
+  const { benchAttentionCuda } = await import('../backend/cuda/attention-bench.ts');
+  const report = await benchAttentionCuda(await readWorkloadFile(path), {
+    onResult: ({ name, median_us }) => context.note(`${name}: ${median_us.toFixed(1)} us`),
+  });
+  const cells = report.results.map((row) => [
+    row.name,
+    (row.unique_bytes / 1e6).toFixed(2),
+    (row.flat_bytes / 1e6).toFixed(2),
+    `${row.reduction.toFixed(2)}x`,
+    row.median_us.toFixed(1),
+    row.roofline_us.toFixed(1),
+    (row.median_us / row.target_h100_us).toFixed(2),
+    us(row.plan_us),
+    row.max_error.toExponential(1),
+  ]);
+  const head = ['workload', 'unique MB', 'flat MB', 'saved', 'us', 'roofline us', 'x H100 target'];
+  context.print(table([...head, 'plan us', 'max error'], cells));
+  const { name, multiprocessors } = report.device;
+  const terabytes = (report.readBytesPerUs / 1e6).toFixed(2);
+  context.print(`${name}, ${multiprocessors} multiprocessors, reads ${terabytes} TB/s`);
+  for (const { name, skipped } of report.skipped) {
+    context.print(`${name} was not measured: ${skipped}`);
   }
   await context.report(report);
 }

@@ -14,7 +14,7 @@ import { BenchTools } from './bench-tools.ts';
 import { Cuda, type DeviceInfo } from './driver.ts';
 import { KernelLoader } from './kernel-loader.ts';
 import { defaultCudaProfile } from './profile.ts';
-import type { AttentionSpec } from './variants.ts';
+import { type AttentionSpec, variantFor } from './variants.ts';
 
 const PAGE_SIZE = 16;
 /** What a well-written kernel reaches in practice on an H100, and what it reads from memory. */
@@ -25,6 +25,8 @@ const CALLS = 41;
 const CALLS_MIN = 7;
 const CALLS_US = 60_000;
 const PLAN_CALLS = 5;
+/** Part of the free device memory that KV pages may take. */
+const MEMORY_SHARE = 0.8;
 
 export interface AttentionBenchOptions {
   readonly device?: number;
@@ -42,25 +44,32 @@ export interface AttentionBenchOptions {
 /** One workload; times in us, sizes in bytes. */
 export interface AttentionBenchResult {
   readonly name: string;
-  readonly uniqueBytes: number;
-  readonly flatBytes: number;
-  /** flatBytes / uniqueBytes. */
+  readonly unique_bytes: number;
+  readonly flat_bytes: number;
+  /** flat_bytes / unique_bytes. */
   readonly reduction: number;
-  readonly medianUs: number;
-  readonly bestUs: number;
+  readonly median_us: number;
+  readonly best_us: number;
   /** The larger of bytes / measured read bandwidth and FLOPs / 600 TFLOP/s. */
-  readonly rooflineUs: number;
+  readonly roofline_us: number;
   /** The same with an H100's 3.0 TB/s, and T = roofline / 0.9 + 6 us. */
-  readonly rooflineH100Us: number;
-  readonly targetH100Us: number;
-  readonly planUs: number;
-  readonly imageUs: number;
+  readonly roofline_h100_us: number;
+  readonly target_h100_us: number;
+  readonly plan_us: number;
+  readonly image_us: number;
   /** Largest absolute error, and |out - exact| / |exact|, over the sampled rows. */
-  readonly maxError: number;
-  readonly relativeError: number;
+  readonly max_error: number;
+  readonly relative_error: number;
   readonly tasks: number;
   readonly merges: number;
-  readonly makespanUs: number;
+  /** What the planner expected, without the launch. */
+  readonly makespan_us: number;
+}
+
+/** A workload that was not measured, and why. */
+export interface AttentionBenchSkip {
+  readonly name: string;
+  readonly skipped: string;
 }
 
 export interface AttentionBenchReport {
@@ -69,7 +78,10 @@ export interface AttentionBenchReport {
   readonly readBytesPerUs: number;
   /** An empty kernel in a graph, timed the same way. */
   readonly emptyUs: number;
+  /** The same with all of a multiprocessor's shared memory. */
+  readonly emptySharedUs: number;
   readonly results: readonly AttentionBenchResult[];
+  readonly skipped: readonly AttentionBenchSkip[];
 }
 
 /**
@@ -84,20 +96,47 @@ export async function benchAttentionCuda(
   const loader = await KernelLoader.open(cuda);
   const tools = new BenchTools(loader, options.dtype ?? 'f16');
   try {
-    tools.reserve(workloads, PAGE_SIZE);
+    const skipped: AttentionBenchSkip[] = [];
+    const fitting = workloads.filter((workload) => {
+      const reason = whyNot(cuda, workload, options.dtype ?? 'f16');
+      if (reason !== undefined) skipped.push({ name: workload.name, skipped: reason });
+      return reason === undefined;
+    });
+    tools.reserve(fitting, PAGE_SIZE);
     const readBytesPerUs = tools.readBandwidth();
-    const emptyUs = tools.emptyUs();
+    const emptyUs = tools.emptyUs(0);
+    const emptySharedUs = tools.emptyUs(cuda.info.sharedBytes);
     const results: AttentionBenchResult[] = [];
-    for (const workload of workloads) {
+    for (const workload of fitting) {
       const result = benchOne(loader, tools, workload, readBytesPerUs, options);
       results.push(result);
       options.onResult?.(result);
     }
-    return { device: cuda.info, readBytesPerUs, emptyUs, results };
+    return { device: cuda.info, readBytesPerUs, emptyUs, emptySharedUs, results, skipped };
   } finally {
     tools.free();
     cuda.close();
   }
+}
+
+/** Why a workload cannot run here, or undefined. */
+function whyNot(cuda: Cuda, workload: Workload, dtype: 'f16' | 'bf16'): string | undefined {
+  try {
+    variantFor(specOf(workload, dtype), cuda.info.arch);
+  } catch (error) {
+    return (error as Error).message;
+  }
+  const [free] = cuda.memory();
+  const { pages } = workloadForest(workload, PAGE_SIZE, false);
+  const bytes = pages * PAGE_SIZE * workload.kvHeads * workload.headDim * 4;
+  if (bytes < free * MEMORY_SHARE) return undefined;
+  const mib = (value: number): string => `${(value / 2 ** 20).toFixed(0)} MiB`;
+  return `its KV pages take ${mib(bytes)}, and ${mib(free)} of device memory are free`;
+}
+
+function specOf(workload: Workload, dtype: 'f16' | 'bf16'): AttentionSpec {
+  const { headDim, kvHeads, queryHeads } = workload;
+  return { headDim, groupSize: queryHeads / kvHeads, kvHeads, pageSize: PAGE_SIZE, dtype };
 }
 
 function benchOne(
@@ -108,13 +147,7 @@ function benchOne(
   options: AttentionBenchOptions,
 ): AttentionBenchResult {
   const { info } = loader.cuda;
-  const spec: AttentionSpec = {
-    headDim: workload.headDim,
-    groupSize: workload.queryHeads / workload.kvHeads,
-    kvHeads: workload.kvHeads,
-    pageSize: PAGE_SIZE,
-    dtype: options.dtype ?? 'f16',
-  };
+  const spec = specOf(workload, options.dtype ?? 'f16');
   const attention = new TreeAttention(loader, spec, tools.stream, {
     portable: options.portable ?? false,
   });
@@ -137,23 +170,25 @@ function benchOne(
     attention.setPlan(plan, forest, tools.stream);
     const imageUs = (performance.now() - start) * 1000;
     const run = (): void => attention.launch(tools.tensors(spec), tools.stream);
+    run();
+    attention.check(tools.stream);
+    const times = tools.timeCold(run, { most: CALLS, least: CALLS_MIN, totalUs: CALLS_US });
+    /* The launch that is compared comes after many others, over output that is not a number. */
     tools.poisonOutput();
     run();
     attention.check(tools.stream);
     const error = tools.compare(spec, forest, options.samples ?? 4);
-    const times = tools.timeCold(run, { most: CALLS, least: CALLS_MIN, totalUs: CALLS_US });
-    attention.check(tools.stream);
     return {
       name: workload.name,
       ...rooflines(workload, forest, readBytesPerUs),
-      medianUs: median(times),
-      bestUs: Math.min(...times),
-      planUs,
-      imageUs,
+      median_us: median(times),
+      best_us: Math.min(...times),
+      plan_us: planUs,
+      image_us: imageUs,
       ...error,
       tasks: plan.tasks,
       merges: plan.merges,
-      makespanUs: plan.makespanUs,
+      makespan_us: plan.makespanUs,
     };
   } finally {
     attention.free();
@@ -177,7 +212,12 @@ function rooflines(
   readBytesPerUs: number,
 ): Pick<
   AttentionBenchResult,
-  'uniqueBytes' | 'flatBytes' | 'reduction' | 'rooflineUs' | 'rooflineH100Us' | 'targetH100Us'
+  | 'unique_bytes'
+  | 'flat_bytes'
+  | 'reduction'
+  | 'roofline_us'
+  | 'roofline_h100_us'
+  | 'target_h100_us'
 > {
   const bytes = workloadBytes(workload);
   const ends = forest.rows * workload.queryHeads * workload.headDim * 2 * 2;
@@ -187,11 +227,11 @@ function rooflines(
   const roofline = (bytesPerUs: number): number =>
     Math.max((bytes.unique + ends) / bytesPerUs, flops / FLOPS_PER_US);
   return {
-    uniqueBytes: bytes.unique,
-    flatBytes: bytes.flat,
+    unique_bytes: bytes.unique,
+    flat_bytes: bytes.flat,
     reduction: bytes.reduction,
-    rooflineUs: roofline(readBytesPerUs),
-    rooflineH100Us: roofline(H100_BYTES_PER_US),
-    targetH100Us: roofline(H100_BYTES_PER_US) / 0.9 + 6,
+    roofline_us: roofline(readBytesPerUs),
+    roofline_h100_us: roofline(H100_BYTES_PER_US),
+    target_h100_us: roofline(H100_BYTES_PER_US) / 0.9 + 6,
   };
 }

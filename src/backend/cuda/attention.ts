@@ -72,6 +72,10 @@ class Growing {
     return this.#memory?.address ?? 0n;
   }
 
+  get bytes(): number {
+    return this.#memory?.bytes ?? 0;
+  }
+
   free(): void {
     this.#memory?.free();
     this.#memory = undefined;
@@ -114,10 +118,9 @@ export class TreeAttention {
     this.#positions = growing();
     this.#abort = this.#cuda.alloc(16);
     this.#cuda.fill(this.#abort.address, 0, 16, stream);
+    const { groupRows, narrow } = this.variant;
     this.#builder = new PlanImageBuilder(
-      spec.pageSize,
-      this.variant.groupRows,
-      options.window,
+      { ...spec, groupRows, narrow, window: options.window ?? false },
       (words) => this.#pinnedWords(words, stream),
     );
   }
@@ -154,12 +157,21 @@ export class TreeAttention {
     this.#image.reserve(words.byteLength, stream);
     this.#partials.reserve(partials * headDim * 4, stream);
     this.#sums.reserve(partials * 8, stream);
-    this.#counters.reserve(merges * kvHeads * 4, stream);
+    this.#counters.reserve(merges * kvHeads * 8, stream);
     this.#positions.reserve(plan.rows * 4, stream);
     this.#workers = plan.workers;
+    this.#clearCounters(stream);
     const staging = this.#staging as PinnedMemory;
     this.#cuda.uploadAsync(this.#image.address, staging, words.byteLength, stream);
     this.#cuda.upload(this.#positions.address, forest.rowPosition.subarray(0, plan.rows));
+  }
+
+  /** Launches count partials and ended blocks; a new plan starts from zero. */
+  #clearCounters(stream: Stream): void {
+    this.#cuda.fill(this.#abort.address + 4n, 0, 4, stream);
+    if (this.#counters.bytes > 0) {
+      this.#cuda.fill(this.#counters.address, 0, this.#counters.bytes, stream);
+    }
   }
 
   /** Enqueues the attention of one layer. */
@@ -196,7 +208,7 @@ export class TreeAttention {
     this.#cuda.download(code, this.#abort.address);
     if (code[0] === 0) return;
     this.#cuda.fill(this.#abort.address, 0, 16, stream);
-    this.#counters.free();
+    this.#clearCounters(stream);
     throw new FlashForgeError(
       'device',
       `the attention kernel gave up: ${ABORTS[code[0]] ?? `code ${code[0]}`}`,

@@ -127,12 +127,13 @@ export class BenchTools {
     return this.#cuda.elapsedUs(from, to);
   }
 
-  emptyUs(): number {
-    const kernel = this.#module.kernel('ff_empty');
+  /** A kernel that does nothing, with so much shared memory. */
+  emptyUs(sharedBytes: number): number {
+    const kernel = this.#module.kernel('ff_empty', sharedBytes);
     const args = packArguments('i', [0]);
     const { multiprocessors: blocks } = this.#cuda.info;
-    const work = (): void =>
-      this.#cuda.launch(kernel, { blocks, threads: 288 }, args, this.stream);
+    const shape = { blocks, threads: 384, sharedBytes };
+    const work = (): void => this.#cuda.launch(kernel, shape, args, this.stream);
     return median(this.timeCold(work, { most: 21, least: 21, totalUs: 1e6 }));
   }
 
@@ -164,8 +165,8 @@ export class BenchTools {
     spec: AttentionSpec,
     forest: Forest,
     samples: number,
-  ): { maxError: number; relativeError: number } {
-    if (samples === 0) return { maxError: Number.NaN, relativeError: Number.NaN };
+  ): { max_error: number; relative_error: number } {
+    if (samples === 0) return { max_error: Number.NaN, relative_error: Number.NaN };
     const count = Math.min(samples, forest.rows);
     const rows = Int32Array.from({ length: count }, (_, i) =>
       count === 1 ? 0 : Math.floor((i * (forest.rows - 1)) / (count - 1)),
@@ -185,7 +186,7 @@ export class BenchTools {
         norm += exact[i * heads + k] ** 2;
       }
     }
-    return { maxError, relativeError: Math.sqrt(difference / norm) };
+    return { max_error: maxError, relative_error: Math.sqrt(difference / norm) };
   }
 
   /** (rows, query heads, head_dim) in float64. */
@@ -248,10 +249,7 @@ function pathSpans(forest: Forest, row: number, pageSize: number): number[] {
   for (let node = 0; node < forest.nodes; node++) {
     if (row < forest.rowBegin[node] || row >= forest.rowEnd[node]) continue;
     const slot = forest.firstSlot[node];
-    const seen = Math.min(
-      forest.length[node],
-      forest.rowPosition[row] + 1 - forest.start[node],
-    );
+    const seen = Math.min(forest.length[node], forest.rowPosition[row] + 1 - forest.start[node]);
     const last = slot + seen;
     for (let unit = Math.floor(slot / UNIT_TOKENS); unit < ceilDiv(last, UNIT_TOKENS); unit++) {
       const first = unit * UNIT_TOKENS;

@@ -141,7 +141,7 @@ export class Cuda {
     if (major < 8) {
       throw new FlashForgeError(
         'device',
-        `the CUDA backend needs compute capability 8.0 or later, and this device has ${major}.${minor}`,
+        `CUDA kernels need compute capability 8.0 or later, and this device has ${major}.${minor}`,
       );
     }
     return {
@@ -352,8 +352,8 @@ const versionText = (version: number): string =>
   `${Math.floor(version / 1000)}.${Math.floor((version % 1000) / 10)}`;
 
 /**
- * Kernel parameters in C's layout: p = 8 bytes, i = int, f = float. The driver wants the exact size,
- * so that a struct must end without padding.
+ * Kernel parameters in C's layout: p = 8 bytes, i = int, f = float. The driver wants the exact
+ * size, so that a struct must end without padding.
  */
 export function packArguments(letters: string, values: readonly (number | bigint)[]): Uint8Array {
   const bytes = new Uint8Array(letters.length * 8);

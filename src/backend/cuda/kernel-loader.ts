@@ -54,6 +54,6 @@ export class KernelLoader {
 
 /** FLASHFORGE_CACHE, else the user's cache folder. */
 export function defaultCacheFolder(env: NodeJS.ProcessEnv = process.env): string {
-  const base = env['FLASHFORGE_CACHE'] ?? join(homedir(), '.cache', 'flashforge');
+  const base = env.FLASHFORGE_CACHE ?? join(homedir(), '.cache', 'flashforge');
   return join(base, 'cuda');
 }

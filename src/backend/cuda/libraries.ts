@@ -16,7 +16,7 @@ import {
   type Signatures,
 } from './signatures.ts';
 
-type Koffi = (typeof import('koffi'))['default'];
+type Koffi = typeof import('koffi')['default'];
 type Environment = Readonly<Record<string, string | undefined>>;
 
 const LETTERS: Readonly<Record<string, string>> = {
@@ -69,20 +69,20 @@ function entries(folder: string): string[] {
 /** Folders that may hold NVRTC, in the order in which they are tried. */
 export function libraryFolders(env: Environment = process.env): string[] {
   const folders: string[] = [];
-  if (env['FLASHFORGE_CUDA_LIBRARIES']) {
-    folders.push(...env['FLASHFORGE_CUDA_LIBRARIES'].split(delimiter));
+  if (env.FLASHFORGE_CUDA_LIBRARIES) {
+    folders.push(...env.FLASHFORGE_CUDA_LIBRARIES.split(delimiter));
   }
-  for (const home of [env['CUDA_HOME'], env['CUDA_PATH'], '/usr/local/cuda']) {
+  for (const home of [env.CUDA_HOME, env.CUDA_PATH, '/usr/local/cuda']) {
     if (home) folders.push(join(home, 'lib64'), join(home, 'lib'), join(home, 'bin'));
   }
   /* A virtual environment's python stands in its bin folder: the prefix is one up. */
-  const pythons = (env['PATH'] ?? '')
+  const pythons = (env.PATH ?? '')
     .split(delimiter)
     .filter((folder) => existsSync(join(folder, 'python3')))
     .map((folder) => dirname(folder));
-  const prefixes = [env['VIRTUAL_ENV'], env['CONDA_PREFIX'], ...pythons, join(homedir(), '.local')];
+  const prefixes = [env.VIRTUAL_ENV, env.CONDA_PREFIX, ...pythons, join(homedir(), '.local')];
   const sites = new Set([
-    ...(env['PYTHONPATH'] ?? '').split(delimiter).filter((folder) => folder !== ''),
+    ...(env.PYTHONPATH ?? '').split(delimiter).filter((folder) => folder !== ''),
     ...prefixes.filter((p) => p !== undefined && p !== '').flatMap((p) => sitePackages(String(p))),
     ...entries('/usr/local/lib').flatMap((name) =>
       /^python3/.test(name) ? [join('/usr/local/lib', name, 'dist-packages')] : [],
@@ -100,7 +100,11 @@ function bind<S extends Signatures>(koffi: Koffi, path: string, signatures: S): 
   const library = koffi.load(path);
   const call: Record<string, (...args: unknown[]) => number> = {};
   for (const [name, letters] of Object.entries(signatures)) {
-    call[name] = library.func(name, 'int', [...letters].map((letter) => LETTERS[letter]));
+    call[name] = library.func(
+      name,
+      'int',
+      [...letters].map((letter) => LETTERS[letter]),
+    );
   }
   return {
     path,

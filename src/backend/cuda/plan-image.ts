@@ -18,9 +18,28 @@ const ENTRY_WORDS = 4;
 const ROW_WORDS = 2;
 const MERGE_WORDS = 4;
 const UNIT_TOKENS = 16;
+const NARROW = 1 << 17;
 /** Entries of a tile of 64 tokens. */
 const TILE_ENTRIES = 4;
+/** Consumer warps of a block, and the queue of entries that are for more than one of them. */
+const WIDE = 8;
+/** us of one entry by one warp alone, and of a tile by both groups of warps taking turns. */
+const NARROW_US = 0.35;
+const WIDE_US = 0.6;
 const CAUSAL = 1 << 16;
+
+/** What the image depends on besides the plan. */
+export interface ImageShape {
+  readonly pageSize: number;
+  /** Query heads of one KV head. */
+  readonly groupSize: number;
+  /** Rows of one group of consumer warps: a task with more is shared by two. */
+  readonly groupRows: number;
+  /** True if warps compute by themselves on what is for their rows alone. */
+  readonly narrow: boolean;
+  /** True if a sliding window makes every entry compare positions. */
+  readonly window?: boolean;
+}
 
 export interface PlanImage {
   /** Valid until the next call of the same builder. */
@@ -33,27 +52,16 @@ export interface PlanImage {
 /** Builds images; keeps its memory between calls. */
 export class PlanImageBuilder {
   #words: Int32Array;
-  readonly #pageSize: number;
-  readonly #window: boolean;
-  readonly #groupRows: number;
+  readonly #shape: ImageShape;
+  readonly #queues: number[][] = Array.from({ length: WIDE + 1 }, () => []);
   #scratch = new Int32Array(0);
   readonly #target: (words: number) => Int32Array;
   #taskEntry = new Int32Array(0);
+  #taskPartials = new Int32Array(0);
 
-  /**
-   * @param groupRows rows of one group of consumer warps: a task with more is shared by two.
-   * @param window true if a sliding window makes every entry compare positions.
-   * @param target gives memory for so many words.
-   */
-  constructor(
-    pageSize: number,
-    groupRows: number = Number.POSITIVE_INFINITY,
-    window = false,
-    target = (words: number): Int32Array => new Int32Array(words),
-  ) {
-    this.#pageSize = pageSize;
-    this.#groupRows = groupRows;
-    this.#window = window;
+  /** @param target gives memory for so many words. */
+  constructor(shape: ImageShape, target = (words: number): Int32Array => new Int32Array(words)) {
+    this.#shape = shape;
     this.#target = target;
     this.#words = target(1 << 16);
   }
@@ -93,7 +101,7 @@ export class PlanImageBuilder {
 
   #writeEntries(plan: Plan, forest: Forest, at: number): void {
     const words = this.#words;
-    const units = this.#pageSize / UNIT_TOKENS;
+    const units = this.#shape.pageSize / UNIT_TOKENS;
     let out = at;
     for (let task = 0; task < plan.tasks; task++) {
       const taskRow = plan.taskRowBegin[task];
@@ -107,7 +115,9 @@ export class PlanImageBuilder {
         const rowEnd = plan.segmentRowEnd[s];
         const rows = (rowBegin - taskRow) | ((rowEnd - taskRow) << 16);
         const position = forest.start[node] - slot;
-        const causalFrom = this.#window ? 0 : leastPosition(forest, rowBegin, rowEnd) - position;
+        const causalFrom = this.#shape.window
+          ? 0
+          : leastPosition(forest, rowBegin, rowEnd) - position;
         const pages = forest.pageBegin[node];
         for (let unit = Math.floor(begin / UNIT_TOKENS); unit * UNIT_TOKENS < end; unit++) {
           const first = unit * UNIT_TOKENS;
@@ -121,55 +131,86 @@ export class PlanImageBuilder {
           out += ENTRY_WORDS;
         }
       }
-      if (plan.taskRowEnd[task] - taskRow > this.#groupRows) this.#alternate(taskAt, out);
+      this.#alternate(taskAt, out, plan.taskRowEnd[task] - taskRow > this.#shape.groupRows);
     }
   }
 
   /**
-   * Puts a task's entries into the order in which two groups of warps are both busy: what both
-   * need first, then a tile for the one and a tile for the other in turn.
+   * Puts a task's entries into the order in which all warps are busy: first what is for many rows,
+   * then what is for the rows of one warp or two, one entry for each warp in turn. Where warps
+   * do not compute by themselves, their groups take turns, a tile each.
    */
-  #alternate(from: number, to: number): void {
+  #alternate(from: number, to: number, shared: boolean): void {
     const words = this.#words;
     if (this.#scratch.length < to - from) this.#scratch = new Int32Array((to - from) * 2);
     const old = this.#scratch.subarray(0, to - from);
     old.set(words.subarray(from, to));
+    const queues = this.#queues;
+    for (const queue of queues) queue.length = 0;
     let out = from;
-    const copyFrom = (at: number): void => {
+    let longest = 0;
+    for (let at = 0; at < old.length; at += ENTRY_WORDS) {
+      const queue = this.#queueOf(old[at + 2] & 0xffff, old[at + 2] >>> 16);
+      queues[queue].push(at);
+      if (queue < WIDE && queues[queue].length > longest) longest = queues[queue].length;
+    }
+    const wide = queues[WIDE];
+    const narrow = old.length / ENTRY_WORDS - wide.length;
+    const narrowUs = (longest * NARROW_US) / (shared ? 1 : 2);
+    const alone = this.#shape.narrow && narrowUs < (narrow / TILE_ENTRIES) * WIDE_US;
+    if (!alone && !shared) return;
+    const copy = (at: number, flag: number): void => {
       for (let k = 0; k < ENTRY_WORDS; k++) words[out++] = old[at + k];
+      words[out - 1] |= flag;
     };
-    const group = (at: number): number => {
-      const rows = old[at + 2];
-      if (rows >>> 16 <= this.#groupRows) return 0;
-      return (rows & 0xffff) >= this.#groupRows ? 1 : 2;
-    };
-    for (let at = 0; at < old.length; at += ENTRY_WORDS) if (group(at) === 2) copyFrom(at);
-    const next = [0, 0];
-    while (out < to) {
-      for (const mine of [0, 1]) {
-        let count = 0;
-        for (; next[mine] < old.length && count < TILE_ENTRIES; next[mine] += ENTRY_WORDS) {
-          if (group(next[mine]) !== mine) continue;
-          copyFrom(next[mine]);
-          count++;
+    for (const at of wide) copy(at, 0);
+    if (alone) {
+      for (let i = 0; i < longest; i++) {
+        for (let queue = 0; queue < WIDE; queue++) {
+          if (i < queues[queue].length) copy(queues[queue][i], NARROW);
         }
       }
+      return;
     }
+    const half = WIDE / 2;
+    const sides = [queues.slice(0, half).flat(), queues.slice(half, WIDE).flat()];
+    for (let i = 0; i < Math.max(sides[0].length, sides[1].length); i += TILE_ENTRIES) {
+      for (const side of sides) for (const at of side.slice(i, i + TILE_ENTRIES)) copy(at, 0);
+    }
+  }
+
+  /** Number of the warp that the rows belong to, or WIDE. */
+  #queueOf(low: number, high: number): number {
+    const { groupRows, groupSize } = this.#shape;
+    const group = low >= groupRows ? 1 : 0;
+    if (group === 0 && high > groupRows) return WIDE;
+    const base = group * groupRows;
+    const first = ((low - base) * groupSize) >> 4;
+    const last = ((high - base) * groupSize - 1) >> 4;
+    /* One row's query heads may lie across a border of warps. */
+    if (last === first || (last === first + 1 && high - low === 1)) return group * 4 + first;
+    return this.#shape.narrow ? WIDE : group * 4;
   }
 
   #writeRows(plan: Plan, at: number): void {
     const words = this.#words;
     const mergeOf = new Int32Array(plan.rows).fill(-1);
     for (let m = 0; m < plan.merges; m++) mergeOf[plan.mergeRow[m]] = m;
+    if (this.#taskPartials.length < plan.tasks) {
+      this.#taskPartials = new Int32Array(plan.tasks * 2);
+    }
     let out = at;
     for (let task = 0; task < plan.tasks; task++) {
       const first = plan.taskDestination[task];
       const rows = plan.taskRowEnd[task] - plan.taskRowBegin[task];
+      let partials = 0;
       for (let r = 0; r < rows; r++) {
+        if (plan.destination[first + r] >= 0) partials++;
         words[out] = plan.destination[first + r];
         words[out + 1] = mergeOf[plan.taskRowBegin[task] + r];
         out += ROW_WORDS;
       }
+      this.#taskPartials[task] = partials;
     }
   }
 
@@ -191,6 +232,7 @@ export class PlanImageBuilder {
         words[out + 3] = plan.taskRowEnd[task] - plan.taskRowBegin[task];
         words[out + 4] = plan.schedule[i] % plan.kvHeads;
         words[out + 5] = rows / ROW_WORDS + plan.taskDestination[task];
+        words[out + 6] = this.#taskPartials[task];
       }
       if (count === 0) continue;
       const item = at + first * ITEM_WORDS;
@@ -201,7 +243,7 @@ export class PlanImageBuilder {
     }
   }
 
-  /** Merges in the order of their rows, an equal share to every worker. */
+  /** Merges in the order of their rows; every worker gets an equal share of their vectors. */
   #writeMerges(plan: Plan, at: number): void {
     const words = this.#words;
     const total = plan.merges * plan.kvHeads;
@@ -213,11 +255,13 @@ export class PlanImageBuilder {
       words[out + 2] = plan.mergeCount[merge];
       words[out + 3] = i;
     }
+    const vectors = total * this.#shape.groupSize;
     for (let worker = 0; worker < plan.workers; worker++) {
-      const first = Math.floor((total * worker) / plan.workers);
+      const first = Math.floor((vectors * worker) / plan.workers);
       const base = worker * WORKER_WORDS;
-      words[base + 2] = at / MERGE_WORDS + first;
-      words[base + 3] = Math.floor((total * (worker + 1)) / plan.workers) - first;
+      words[base + 2] = first;
+      words[base + 3] = Math.floor((vectors * (worker + 1)) / plan.workers) - first;
+      words[base + 4] = at / MERGE_WORDS;
     }
   }
 }

@@ -25,7 +25,7 @@ export function defaultCudaProfile(
   const readUs = (headDim * 4 * multiprocessors) / readBytesPerUs;
   const scale = headDim / 128 / 64;
   /* Few vectors: the groups take turns at the tiles. Many: each has its own rows. */
-  const few = Math.max(readUs, (TILE_US.alone * scale) / (variant.threads > 256 ? 2 : 1));
+  const few = Math.max(readUs, (TILE_US.alone * scale) / (variant.taskRows / variant.groupRows));
   const many = Math.max(readUs, TILE_US.both * scale);
   const tokens = [16, 1024, 16384];
   return {

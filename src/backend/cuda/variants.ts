@@ -12,6 +12,9 @@ export const HEAD_DIMS = [64, 80, 96, 128, 256] as const;
 /** Query vectors of one group of consumer warps: the rows of a tensor-core tile. */
 export const GROUP_VECTORS = 64;
 
+/** More stages than this do not help. */
+const STAGES_MAX = 8;
+
 /** What a model and its cache ask of the kernel. */
 export interface AttentionSpec {
   readonly headDim: number;
@@ -34,6 +37,8 @@ export interface Variant {
   /** Most rows of one group of consumer warps, and of one task. */
   readonly groupRows: number;
   readonly taskRows: number;
+  /** Single warps compute on entries that are for their rows alone. */
+  readonly narrow: boolean;
 }
 
 /**
@@ -64,9 +69,13 @@ export function variantFor(spec: AttentionSpec, arch: string, portable = false):
   const hopper = arch.startsWith('sm_90');
   const budget = sharedBudget(arch);
   const groups = headDim === 256 ? 1 : 2;
+  /* Registers move between whole warpgroups on Hopper, so that the producer is one there. */
+  const threads = groups * 128 + (hopper ? 128 : 32);
   const tile = headDim === 256 ? 32 : 64;
-  const fixed = sharedBytes(headDim, tile, 0, groups);
-  const stages = Math.min(6, Math.floor((budget - fixed) / (tile * headDim * 4 + 128)));
+  /* Hopper holds queries in registers, except where the accumulators need them all. */
+  const buffers = hopper && !portable && headDim <= 128 ? 1 : 2;
+  const fixed = sharedBytes(headDim, tile, 0, groups, buffers);
+  const stages = Math.min(STAGES_MAX, Math.floor((budget - fixed) / (tile * headDim * 4 + 128)));
   return {
     arch,
     defines: {
@@ -76,13 +85,16 @@ export function variantFor(spec: AttentionSpec, arch: string, portable = false):
       FF_TILE: tile,
       FF_STAGES: stages,
       FF_GROUPS: groups,
+      FF_QUERY_BUFFERS: buffers,
+      FF_THREADS: threads,
       FF_BF16: spec.dtype === 'bf16' ? 1 : 0,
       FF_SOFTCAP: spec.softcap ? 1 : 0,
       FF_PORTABLE: portable || !hopper ? 1 : 0,
     },
-    threads: groups * 128 + 32,
-    sharedBytes: sharedBytes(headDim, tile, stages, groups),
+    threads,
+    sharedBytes: sharedBytes(headDim, tile, stages, groups, buffers),
     groupRows: Math.floor(GROUP_VECTORS / groupSize),
+    narrow: buffers === 1,
     taskRows: groups * Math.floor(GROUP_VECTORS / groupSize),
   };
 }
@@ -94,11 +106,17 @@ function sharedBudget(arch: string): number {
 }
 
 /** Bytes of `Shape::Shared` in tree-attention.cu. */
-function sharedBytes(headDim: number, tile: number, stages: number, groups: number): number {
+function sharedBytes(
+  headDim: number,
+  tile: number,
+  stages: number,
+  groups: number,
+  buffers: number,
+): number {
   const ring = stages * (tile * headDim * 4 + (tile / 16) * 16 + 16);
-  const queries = groups * 2 * GROUP_VECTORS * headDim * 2;
+  const queries = groups * buffers * GROUP_VECTORS * headDim * 2;
   const state = groups > 1 ? (headDim * 64 + 512) * 4 : 16;
-  return ring + queries + state;
+  return ring + queries + state + 16;
 }
 
 const KERNELS = join(import.meta.dirname, 'kernels');

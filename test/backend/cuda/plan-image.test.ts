@@ -48,7 +48,10 @@ function planOf(workload: Workload, forest: Forest, pageSize: number, options: P
 }
 
 /** Walks the image; (row, head) -> positions seen, and arrivals of each merge counter. */
-function walk(words: Int32Array, workers: number): {
+function walk(
+  words: Int32Array,
+  workers: number,
+): {
   seen: Map<string, number[]>;
   unit: Map<string, number>;
   arrivals: Map<number, number>;
@@ -98,8 +101,8 @@ function walk(words: Int32Array, workers: number): {
     }
     for (let m = 0; m < words[base + 3]; m++) {
       const [row, , count, counter] = words.subarray(
-        (words[base + 2] + m) * 4,
-        (words[base + 2] + m) * 4 + 4,
+        (words[base + 4] + words[base + 2] + m) * 4,
+        (words[base + 4] + words[base + 2] + m) * 4 + 4,
       );
       assert.ok(!merges.has(counter), 'a merge has one owner');
       merges.set(counter, { row, count });
@@ -117,7 +120,10 @@ for (const options of [
 ]) {
   test(`every row meets every position once: ${JSON.stringify(options)}`, () => {
     const random = randomStream(7);
-    const builders = PAGE_SIZES.map((size) => new PlanImageBuilder(size, 9));
+    const builders = PAGE_SIZES.map(
+      (pageSize, i) =>
+        new PlanImageBuilder({ pageSize, groupSize: 1, groupRows: 9, narrow: i !== 1 }),
+    );
     for (let round = 0; round < 60; round++) {
       const workload = randomWorkload(random);
       const pageSize = PAGE_SIZES[round % 3];

@@ -3,11 +3,8 @@
  * to their partial slot, of which the row's merge is told.
  */
 #pragma once
-#include "consumer.cuh"
+#include "merge.cuh"
 
-/* Named barriers of the block; 1 and 2 belong to the groups. */
-constexpr int kBarrierStateFull = 3;
-constexpr int kBarrierStateFree = 4;
 
 template <class Shape>
 struct Epilogue {
@@ -15,6 +12,7 @@ struct Epilogue {
   static constexpr int kBlocks = C::kBlocks;
 
   C& c;
+  LaunchCount& launch;
   bool state_used = false; /* by an earlier item */
 
   /* Adds group 1's state to group 0's. Returns whether this group holds the result. */
@@ -22,7 +20,7 @@ struct Epilogue {
     const int tiles = (c.item.entry_count + C::kEntries - 1) / C::kEntries;
     if (Shape::kGroups == 1 || c.shares_rows()) return true;
     if (tiles < 2) return c.group == 0;
-    float4* state = reinterpret_cast<float4*>(c.shared.state) + c.warp * 32 + c.lane;
+    float4* state = reinterpret_cast<float4*>(c.shared.bulk.state) + c.warp * 32 + c.lane;
     float4* extra = state + kBlocks * 128;
     if (c.group == 1) {
       if (state_used) block_sync(kBarrierStateFree, 256);
@@ -69,7 +67,7 @@ struct Epilogue {
       const int slot = c.slot[half];
       const int column = (c.lane & 3) * 2;
       if (slot == -1) {
-        const float norm = c.sum[half] > 0.0f ? 1.0f / c.sum[half] : 0.0f;
+        const float norm = c.sum[half] > 0.0f ? reciprocal(c.sum[half]) : 0.0f;
         u16* to = c.a.out + static_cast<u64>(c.item.row_begin + c.row[half]) * c.a.out_stride +
                   (c.item.kv_head * Shape::kGroup + head) * Shape::kHeadDim + column;
 #pragma unroll
@@ -92,8 +90,10 @@ struct Epilogue {
 
   /* Tells the merges of this group's rows that one more partial is there. */
   __device__ void announce() {
-    __threadfence();
-    c.group_sync();
-    if (c.counter >= 0) add_release(c.a.counters + c.counter * c.a.kv_heads + c.item.kv_head, 1);
+    if (c.item.partials == 0) return;
+    fence_gpu();
+    const int parity = launch.parity(c.shared.parity + c.group, c.group);
+    if (c.record.slot < 0) return;
+    add_relaxed(c.a.counters + (c.record.counter * c.a.kv_heads + c.item.kv_head) * 2 + parity, 1);
   }
 };

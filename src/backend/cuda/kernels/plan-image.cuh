@@ -18,7 +18,8 @@ struct Item {
   int row_count;
   int kv_head;
   int row_record; /* first row record, in records */
-  int unused0, unused1;
+  int partials;   /* rows that go to partial slots */
+  int unused;
 };
 
 /* Up to 16 tokens of one page for an interval of the task's rows. 16 bytes. */
@@ -26,9 +27,10 @@ struct Entry {
   int unit;     /* page * (page size / 16) + unit within the page */
   int position; /* absolute position of the unit's first slot */
   u32 rows;     /* first row | one past the last row << 16, relative to the task */
-  u32 tokens;   /* first slot | one past the last slot << 8 | kCausal */
+  u32 tokens;   /* first slot | one past the last slot << 8 | kCausal | kNarrow */
 };
 constexpr u32 kCausal = 1u << 16; /* compare positions, row by row */
+constexpr u32 kNarrow = 1u << 17; /* for rows of a warp or two, which compute on it by themselves */
 
 /* Where one row of a task goes: 8 bytes. */
 struct RowRecord {
@@ -48,9 +50,10 @@ struct Merge {
 struct Worker {
   int item_begin; /* in items */
   int item_count;
-  int merge_begin; /* in merges */
-  int merge_count;
-  int unused[4];
+  int vector_begin; /* of the split rows: (merge, head of the group), counted from `merges` */
+  int vector_count;
+  int merges; /* first merge of the plan, in merges */
+  int unused[3];
   Item first;
   Entry entries[kFirstEntries];
 };
@@ -64,8 +67,8 @@ struct Attention {
   const int* row_position;
   float* partial;      /* (slots, kv_heads, group, head_dim), not normalised */
   float2* partial_sum; /* (slots, kv_heads, group): maximum (base 2, scaled) and sum */
-  int* counters;       /* (merges, kv_heads), zero between launches */
-  int* abort_flag;
+  int* counters;       /* (merges, kv_heads, 2): partials written in launches of each parity */
+  int* abort_flag;     /* [0] code of a wait that did not end, [1] see LaunchCount */
   float scale_log2; /* softmax scale * log2(e) */
   float softcap;    /* 0 = none; otherwise s = softcap * tanh(s / softcap) */
   int window;       /* 0 = none; otherwise only the last `window` positions are seen */

@@ -28,7 +28,8 @@ struct Producer {
     const u32 round = tile / Shape::kStages;
     const u32 full = smem_address(&shared.full[stage]);
     if (round > 0)
-      barrier_wait(smem_address(&shared.empty[stage]), (round - 1) & 1, a.abort_flag, Shape::kAbortEmpty);
+      barrier_wait(smem_address(&shared.empty[stage]), (round - 1) & 1, a.abort_flag,
+                   Shape::kAbortEmpty);
     /* Absent entries repeat the first one with no rows: the products read defined numbers. */
     const int from = first + (lane % kEntries < count ? lane % kEntries : 0);
     Entry e;
@@ -41,7 +42,7 @@ struct Producer {
       shared.entries[stage][lane] = e;
     }
     __syncwarp();
-    const u32 to = smem_address(shared.kv[stage]);
+    const u32 to = smem_address(shared.bulk.kv[stage]);
 #if FF_HOPPER
     if (lane == 0) barrier_expect(full, kEntries * kUnitBytes);
     __syncwarp();

@@ -41,6 +41,13 @@ struct MmaProduct {
   static constexpr int kChunks = kHeadDim / 8;
   static constexpr int kGroupBytes = kHeadDim * 32; /* 8 tokens: K, then V */
 
+  /* One k16 step of this warp's 16 rows as an A fragment. */
+  __device__ static void queries(u32 (&a)[4], u32 q, int step, int warp, int lane) {
+    const int matrix = lane >> 3;
+    ldmatrix4(a, q + ((warp * 2 + (matrix & 1)) * kChunks + (matrix >> 1) + step * 2) * 128 +
+                     (lane & 7) * 16);
+  }
+
   /* s = Q K^T for this warp's 16 rows. q: the group's 64 rows, kv: the tile. */
   __device__ static void scores(float (&s)[kTile / 8][4], u32 q, u32 kv, int warp, int lane) {
 #pragma unroll
@@ -49,13 +56,12 @@ struct MmaProduct {
       for (int i = 0; i < 4; i++) s[b][i] = 0.0f;
     const int matrix = lane >> 3;
     const u32 row = (lane & 7) * 16;
-    const u32 qa = q + ((warp * 2 + (matrix & 1)) * kChunks + (matrix >> 1)) * 128 + row;
     /* Two token blocks at once: matrices are (block, chunk) pairs of one k16 step. */
     const u32 ka = kv + (matrix >> 1) * kGroupBytes + (matrix & 1) * 128 + row;
 #pragma unroll
     for (int step = 0; step < kHeadDim / 16; step++) {
       u32 a[4];
-      ldmatrix4(a, qa + step * 256);
+      queries(a, q, step, warp, lane);
 #pragma unroll
       for (int b = 0; b < kTile / 8; b += 2) {
         u32 k[4];
@@ -63,6 +69,45 @@ struct MmaProduct {
         mma_16816(s[b], a, k[0], k[1]);
         mma_16816(s[b + 1], a, k[2], k[3]);
       }
+    }
+  }
+
+  /* s = Q K^T for 16 tokens at `kv`, the query fragments in registers. */
+  template <int kSteps>
+  __device__ static void narrow_scores(float (&s)[2][4], const u32 (&q)[kSteps][4], u32 kv,
+                                       int lane) {
+    float even[2][4], odd[2][4]; /* two chains each: half the latency */
+#pragma unroll
+    for (int b = 0; b < 2; b++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) even[b][i] = odd[b][i] = 0.0f;
+    const int matrix = lane >> 3;
+    const u32 ka = kv + (matrix >> 1) * kGroupBytes + (matrix & 1) * 128 + (lane & 7) * 16;
+#pragma unroll
+    for (int step = 0; step < kSteps; step++) {
+      u32 k[4];
+      ldmatrix4(k, ka + step * 256);
+      mma_16816(step % 2 ? odd[0] : even[0], q[step], k[0], k[1]);
+      mma_16816(step % 2 ? odd[1] : even[1], q[step], k[2], k[3]);
+    }
+#pragma unroll
+    for (int b = 0; b < 2; b++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) s[b][i] = even[b][i] + odd[b][i];
+  }
+
+  /* o += P V for 16 tokens. */
+  __device__ static void narrow_values(float (&o)[kHeadDim / 8][4], const u32 (&p)[1][4], u32 kv,
+                                       int lane) {
+    const int matrix = lane >> 3;
+    const u32 va = kv + (matrix & 1) * kGroupBytes + kHeadDim * 16 + (matrix >> 1) * 128 +
+                   (lane & 7) * 16;
+#pragma unroll
+    for (int c = 0; c < kChunks; c += 2) {
+      u32 v[4];
+      ldmatrix4_transposed(v, va + c * 128);
+      mma_16816(o[c], p[0], v[0], v[1]);
+      mma_16816(o[c + 1], p[0], v[2], v[3]);
     }
   }
 

@@ -50,12 +50,13 @@ __device__ __forceinline__ void wgmma_ss(float (&d)[4][4], u64 a, u64 b, u32 add
                : "l"(a), "l"(b), "r"(add));
 }
 
-__device__ __forceinline__ void wgmma_ss(float (&d)[8][4], u64 a, u64 b, u32 add) {
-  asm volatile("{ .reg .pred p; setp.ne.b32 p, %34, 0;"
+/* A from registers, B K-major: one k16 step of Q K^T; `add` 0 starts anew. */
+__device__ __forceinline__ void wgmma_rs_k(float (&d)[8][4], const u32 (&a)[4], u64 b, u32 add) {
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, %37, 0;"
                " wgmma.mma_async.sync.aligned.m64n64k16.f32." FF_WGMMA_TYPE " {"
                "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
                "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-               "}, %32, %33, p, 1, 1, 0, 0; }"
+               "}, {%32, %33, %34, %35}, %36, p, 1, 1, 0; }"
                : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]),
                  "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3]),
                  "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]),
@@ -64,7 +65,7 @@ __device__ __forceinline__ void wgmma_ss(float (&d)[8][4], u64 a, u64 b, u32 add
                  "+f"(d[5][0]), "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]),
                  "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]),
                  "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3])
-               : "l"(a), "l"(b), "r"(add));
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
 }
 
 __device__ __forceinline__ void wgmma_rs(float (&d)[2][4], const u32 (&a)[4], u64 b) {
@@ -133,7 +134,21 @@ template <int kHeadDim, int kTile>
 struct WgmmaProduct {
   static constexpr int kGroupBytes = kHeadDim * 32;
 
-  /* Issues s = Q K^T of the warpgroup's 64 rows; the caller waits. */
+  /* Q fits into registers, which halves what Q K^T reads from shared memory. */
+  static constexpr bool kHoldsQueries = kHeadDim <= 128 && kTile == 64;
+  static constexpr int kQuerySteps = kHoldsQueries ? kHeadDim / 16 : 1;
+
+  /* Issues s = Q K^T with Q as A fragments; the caller waits. */
+  __device__ static void scores(float (&s)[kTile / 8][4], const u32 (&q)[kQuerySteps][4], u32 kv) {
+    const u64 b = wgmma_descriptor(kv, 128, kGroupBytes);
+    wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < kQuerySteps; step++)
+      wgmma_rs_k(s, q[step], wgmma_advance(b, step * 256), step > 0);
+    wgmma_commit();
+  }
+
+  /* The same with Q in shared memory. */
   __device__ static void scores(float (&s)[kTile / 8][4], u32 q, u32 kv) {
     const u64 a = wgmma_descriptor(q, 128, kHeadDim * 16);
     const u64 b = wgmma_descriptor(kv, 128, kGroupBytes);

@@ -6,7 +6,6 @@
  * Variant constants come from the compiler's command line (see kernel-variants.ts).
  */
 #include "epilogue.cuh"
-#include "merge.cuh"
 #include "producer.cuh"
 
 struct Shape {
@@ -17,20 +16,67 @@ struct Shape {
   static constexpr int kStages = FF_STAGES; /* of the ring */
   static constexpr int kGroups = FF_GROUPS; /* of four consumer warps */
   static constexpr bool kSoftcap = FF_SOFTCAP;
+  /* Queries of the next item arrive while this one is computed on: in the same place where this
+   * item's are in registers by then. */
+  static constexpr int kQueryBuffers = FF_QUERY_BUFFERS;
   /* What the abort flag says: which wait did not end. */
   static constexpr int kAbortEmpty = 1, kAbortFull = 2, kAbortMerge = 3;
 
   struct Shared {
-    unsigned char kv[kStages][kTile * kHeadDim * 4];
-    unsigned char q[kGroups][2][64 * kHeadDim * 2];
-    unsigned char state[kGroups > 1 ? (kHeadDim * 64 + 512) * 4 : 16];
+    struct Bulk {
+      unsigned char kv[kStages][kTile * kHeadDim * 4];
+      unsigned char q[kGroups][kQueryBuffers][64 * kHeadDim * 2];
+      unsigned char state[kGroups > 1 ? (kHeadDim * 64 + 512) * 4 : 16];
+    } bulk;
     Entry entries[kStages][kTile / kUnitTokens];
     u64 full[kStages];
     u64 empty[kStages];
+    int parity[kGroups];
   };
 };
 
-extern "C" __global__ void __launch_bounds__(FF_GROUPS * 128 + 32, 1)
+/* What a consumer warp does: its items, queries fetched one item ahead, then its merges. */
+__device__ __forceinline__ void consume_items(const Attention& a, Shape::Shared& shared, int warp,
+                                              int lane) {
+  Consumer<Shape> consumer{a, shared, warp / 4, warp % 4, lane};
+  LaunchCount launch(a, Shape::kGroups);
+  Epilogue<Shape> epilogue{consumer, launch};
+  const u32 buffer =
+      smem_address(shared.bulk.kv) + warp * Merger<Shape>::kAtOnce * Merger<Shape>::kPartialBytes;
+  Merger<Shape> merger{a, buffer, warp, lane};
+  const Worker* worker = worker_of(a, blockIdx.x);
+  const int items = __ldg(&worker->item_count);
+  const Item* list = reinterpret_cast<const Item*>(a.image) + __ldg(&worker->item_begin);
+  Item next = load_item(&worker->first), after = next, current = next;
+  if (items > 1) after = load_item(list + 1);
+  merger.open();
+  /* Round -1 only fetches the first item's queries. */
+  for (int i = -1; i < items; i++) {
+    const u32 q = smem_address(shared.bulk.q[consumer.group][i & (Shape::kQueryBuffers - 1)]);
+    consumer.item = current;
+    if (i >= 0) {
+      consumer.take_rows(); /* its reads overlap with the wait for the queries */
+      copy_wait<0>();
+      fence_async_proxy();
+      consumer.group_sync(); /* queries are here, and the last item's have been read by all */
+      consumer.hold_queries(q);
+      if constexpr (Shape::kQueryBuffers == 1) consumer.group_sync();
+    }
+    if (i + 1 < items) consumer.fetch_queries(next, (i + 1) & (Shape::kQueryBuffers - 1));
+    current = next;
+    next = after;
+    if (i + 3 < items) after = load_item(list + i + 3);
+    if (i < 0) continue;
+    consumer.consume_tiles(q);
+    if (epilogue.combine()) {
+      epilogue.write();
+      epilogue.announce();
+    }
+  }
+  merger.run(launch, shared.parity + warp / 4);
+}
+
+extern "C" __global__ void __launch_bounds__(FF_THREADS, 1)
     ff_tree_attention(const __grid_constant__ Attention a) {
   extern __shared__ __align__(128) unsigned char raw[];
   typename Shape::Shared& shared = *reinterpret_cast<typename Shape::Shared*>(raw);
@@ -43,39 +89,15 @@ extern "C" __global__ void __launch_bounds__(FF_GROUPS * 128 + 32, 1)
   fence_async_proxy();
   __syncthreads();
 
-  if (warp == Shape::kGroups * 4) {
-    Producer<Shape>{a, shared, lane}.run();
-    return;
+  if (warp >= Shape::kGroups * 4) {
+#if FF_HOPPER
+    if constexpr (Shape::kGroups == 2) registers_shrink<40>();
+#endif
+    if (warp == Shape::kGroups * 4) Producer<Shape>{a, shared, lane}.run();
+  } else {
+#if FF_HOPPER
+    if constexpr (Shape::kGroups == 2) registers_grow<232>();
+#endif
+    consume_items(a, shared, warp, lane);
   }
-
-  Consumer<Shape> consumer{a, shared, warp / 4, warp % 4, lane};
-  Epilogue<Shape> epilogue{consumer};
-  const Worker* worker = worker_of(a, blockIdx.x);
-  const int items = __ldg(&worker->item_count);
-  const Item* list = reinterpret_cast<const Item*>(a.image) + __ldg(&worker->item_begin);
-  Item item = load_item(&worker->first), next = item;
-  if (items > 1) next = load_item(list + 1);
-  if (items > 0) consumer.fetch_queries(item, 0);
-  prefetch_merges(a, threadIdx.x, Shape::kGroups * 128);
-  for (int i = 0; i < items; i++) {
-    consumer.item = item;
-    consumer.group_sync(); /* the other buffer's last reader is done */
-    if (i + 1 < items) {
-      consumer.fetch_queries(next, (i + 1) & 1);
-      item = next;
-      if (i + 2 < items) next = load_item(list + i + 2);
-    } else {
-      copy_commit();
-    }
-    consumer.take_rows();
-    copy_wait<1>();
-    fence_async_proxy();
-    consumer.group_sync();
-    consumer.consume_tiles(smem_address(shared.q[consumer.group][i & 1]));
-    if (epilogue.combine()) {
-      epilogue.write();
-      epilogue.announce();
-    }
-  }
-  merge_rows<Shape>(a, warp, lane);
 }
