@@ -82,6 +82,9 @@ export const SAMPLING_FIELDS: readonly (keyof SamplingOptions)[] = [
 export const SAMPLES_MAX = 1024;
 const DEFAULT_MAX_TOKENS = 256;
 const STOP_STRINGS_MAX = 16;
+/** Below these, logits divided by them leave the range of numbers. */
+const PENALTY_MIN = 0.01;
+const TEMPERATURE_MIN = 1e-6;
 
 /**
  * Checks options and fills in defaults. `vocab` bounds token ids.
@@ -101,13 +104,11 @@ export function samplingParams(options: SamplingOptions, vocab: number): Samplin
 
   const topP = number('topP', 1, 0, 1);
   if (topP === 0) throw new FlashForgeError('request', 'topP must be above 0 and at most 1, got 0');
-  const repetitionPenalty = number('repetitionPenalty', 1, 0, 100);
-  if (repetitionPenalty === 0) {
-    throw new FlashForgeError('request', 'repetitionPenalty must be above 0, got 0');
-  }
+  const repetitionPenalty = number('repetitionPenalty', 1, PENALTY_MIN, 100);
+  const temperature = number('temperature', 0, 0, 100);
   return {
     maxTokens: integer('maxTokens', DEFAULT_MAX_TOKENS, 1),
-    temperature: number('temperature', 0, 0, 100),
+    temperature: temperature < TEMPERATURE_MIN ? 0 : temperature,
     topK: integer('topK', 0, 0),
     topP,
     minP: number('minP', 0, 0, 1),

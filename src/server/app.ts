@@ -8,6 +8,7 @@ import { randomBytes } from 'node:crypto';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { type Context, Hono } from 'hono';
 import { ApiError, toApiError } from './api-error.ts';
+import { type PageFile, pageFiles, pageResponse } from './dashboard/page-files.ts';
 import { boundSlowClient, Exchange } from './exchange.ts';
 import { openApiDocument } from './openapi.ts';
 import { checkHost, corsHeaders, SECURITY_HEADERS } from './origins.ts';
@@ -15,6 +16,7 @@ import type { Parts } from './parts.ts';
 import { readBody } from './read-body.ts';
 import type { Route } from './route.ts';
 import { ROUTES } from './routes.ts';
+import { staticFile } from './static-files.ts';
 import type { Tenant } from './tenants.ts';
 
 interface NodeBindings {
@@ -45,11 +47,17 @@ export function makeApp(parts: Parts, version: string): App {
     await next();
   });
   app.get('/openapi.json', (c) => c.json(document(parts, version)));
+  const files = pageFiles();
+  for (const file of files) {
+    app.get(file.path, (c) => pageResponse(file, c.req.header('if-none-match')));
+  }
+  app.get('/', () => staticFile('index.html'));
+  app.get('/dashboard/:file{[A-Za-z0-9_-]+\\.[a-z]+}', (c) => staticFile(c.req.param('file')));
   for (const route of ROUTES) {
     const path = route.path.replaceAll(/\{(\w+)\}/g, ':$1');
     app.on(route.method, path, (c) => serve(parts, route, c));
   }
-  for (const [path, methods] of allowedMethods()) {
+  for (const [path, methods] of allowedMethods(files)) {
     app.all(path, (c) => {
       if (c.req.method === 'OPTIONS' && settings.corsOrigins.length > 0) {
         return new Response(null, { status: 204 });
@@ -114,8 +122,12 @@ function document(parts: Parts, version: string) {
 }
 
 /** (path, "GET, POST") of every path, in the router's form. */
-function allowedMethods(): Map<string, string> {
-  const allowed = new Map<string, string>([['/openapi.json', 'GET']]);
+function allowedMethods(files: readonly PageFile[]): Map<string, string> {
+  const allowed = new Map([
+    ['/openapi.json', 'GET'],
+    ['/', 'GET'],
+  ]);
+  for (const { path } of files) allowed.set(path, 'GET');
   for (const { path, method } of ROUTES) {
     const key = path.replaceAll(/\{(\w+)\}/g, ':$1');
     const before = allowed.get(key);

@@ -3,6 +3,7 @@
  * @module
  */
 import type { Admission } from './admission.ts';
+import type { BranchStreams } from './dashboard/branch-streams.ts';
 import type { EngineHost } from './engine-host.ts';
 import type { Log } from './log.ts';
 import type { PrefixStore } from './prefix-store.ts';
@@ -21,5 +22,6 @@ export interface Parts {
   readonly prefixes: PrefixStore;
   readonly metrics: ServerMetrics;
   readonly recent: Recent;
+  readonly branchStreams: BranchStreams;
   readonly tracing: Tracing;
 }

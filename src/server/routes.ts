@@ -6,6 +6,7 @@ import { chatCompletions } from './chat.ts';
 import { chatChunk, chatRequest, chatResponse } from './chat-schema.ts';
 import { completionChunk, completionRequest, completionResponse } from './completion-schema.ts';
 import { completions } from './completions.ts';
+import { branchRoutes } from './dashboard/branch-streams.ts';
 import { dashboardRoutes } from './dashboard-routes.ts';
 import {
   detokenize,
@@ -147,4 +148,5 @@ export const ROUTES: readonly Route[] = [
   ...prefixRoutes,
   ...MISC_ROUTES,
   ...dashboardRoutes,
+  ...branchRoutes,
 ];

@@ -40,7 +40,7 @@ export const samplingFields = {
     .describe('Token id to a number that is added to its logit.'),
   presence_penalty: z.number().min(-2).max(2).nullish(),
   frequency_penalty: z.number().min(-2).max(2).nullish(),
-  repetition_penalty: z.number().gt(0).max(100).nullish(),
+  repetition_penalty: z.number().min(0.01).max(100).nullish(),
   stream: z.boolean().nullish(),
   stream_options: z.strictObject({ include_usage: z.boolean().nullish() }).nullish(),
   use_beam_search: z.boolean().nullish().describe('n beams instead of n samples.'),

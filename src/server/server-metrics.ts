@@ -8,6 +8,7 @@ import type { EngineSnapshot } from '../engine/rpc.ts';
 import type { Admission } from './admission.ts';
 import type { EngineHost } from './engine-host.ts';
 import { Registry } from './metrics.ts';
+import { ProcessMetrics } from './process-metrics.ts';
 
 /** vLLM's buckets, in seconds. */
 const TTFT_S = [
@@ -33,6 +34,7 @@ const FINISHED: Readonly<Record<string, string>> = {
 export class ServerMetrics {
   readonly #registry = new Registry();
   readonly #own = this.#families();
+  readonly #process = new ProcessMetrics(this.#registry);
 
   // biome-ignore format: one metric a line reads as a table.
   #families() {
@@ -115,6 +117,7 @@ export class ServerMetrics {
   /** The page; gauges are taken from the engine now. */
   text(host: EngineHost, admission: Admission, prefixes: number): string {
     const own = this.#own;
+    this.#process.update();
     own.open.set(admission.open);
     own.prefixes.set(prefixes);
     own.restarts.set(host.restarts);

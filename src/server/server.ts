@@ -10,6 +10,7 @@ import { createAdaptorServer } from '@hono/node-server';
 import { FlashForgeError } from '../base/errors.ts';
 import { Admission } from './admission.ts';
 import { makeApp } from './app.ts';
+import { BranchStreams } from './dashboard/branch-streams.ts';
 import { EngineHost, type HostState } from './engine-host.ts';
 import { makeLog } from './log.ts';
 import type { Parts } from './parts.ts';
@@ -108,6 +109,7 @@ export async function startServer(options: ServerOptions = {}): Promise<ApiServe
     admission: new Admission(settings.queueLimit),
     metrics: new ServerMetrics(),
     recent: new Recent(),
+    branchStreams: new BranchStreams(),
     tracing: await Tracing.open(),
   };
   const app = makeApp(parts, packageVersion());

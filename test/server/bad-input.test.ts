@@ -63,6 +63,7 @@ const CHAT: [object, number, string | null][] = [
   [{ temperature: 'hot' }, 400, 'temperature'],
   [{ temperature: 3 }, 400, 'temperature'],
   [{ top_p: 0 }, 400, 'top_p'],
+  [{ repetition_penalty: 5e-324 }, 400, 'repetition_penalty'],
   [{ n: 0 }, 400, 'n'],
   [{ n: 1e9 }, 400, 'n'],
   [{ stop: '' }, 400, 'stop'],
@@ -174,6 +175,10 @@ test('bodies that are no JSON, no UTF-8, too large or of another type', async ()
   assertError(await send(Buffer.from([0x7b, 0x22, 0xff, 0xfe, 0x22, 0x7d])), 400, null);
   assertError(await send('{"model":"test","prompt":"x"}', 'text/plain'), 415);
   assertError(await send(`{"prompt":"${'x'.repeat(2 ** 20)}"}`), 413);
+  for (const extreme of [{ temperature: 5e-324 }, { top_p: 5e-324 }, { min_p: 1 }]) {
+    const body = { model: 'test', prompt: 'hello', max_tokens: 3, ...extreme };
+    assert.equal((await request(server, path, body)).status, 200);
+  }
   const lone = await send('{"model":"test","prompt":"a \\ud800 b","max_tokens":1}');
   assert.equal(lone.status, 200);
 });
