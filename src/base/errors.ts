@@ -48,8 +48,16 @@ export function show(value: unknown): string {
   }
   if (typeof value === 'bigint' || typeof value === 'number') return String(value);
   if (value === undefined) return 'undefined';
-  const text = JSON.stringify(value) ?? String(value);
+  const text = asJson(value);
   return text.length > 60 ? `${text.slice(0, 57)}...` : text;
+}
+
+function asJson(value: unknown): string {
+  try {
+    return JSON.stringify(value) ?? `a ${typeof value}`;
+  } catch {
+    return `a ${typeof value}`; // Cycles, and big integers inside of objects.
+  }
 }
 
 /**
