@@ -44,12 +44,20 @@ function run(command: string, args: string[]): string {
 }
 
 const model = JSON.parse(run('node', [cli, 'inspect', values.model, '--json', '-'])) as {
-  path: string;
+  source: string;
 };
 
 function ours(shared: number, batch: number): Reading {
   const sizes = ['--shared', String(shared), '--batch', String(batch), '--new', values.new];
-  const args = ['bench', 'decode', '--model', model.path, '--provider', values.provider, ...sizes];
+  const args = [
+    'bench',
+    'decode',
+    '--model',
+    model.source,
+    '--provider',
+    values.provider,
+    ...sizes,
+  ];
   const result = JSON.parse(run('node', [cli, ...args, '--json', '-']));
   return { ttft_ms: result.cases[0].ttft_ms, step_ms: result.cases[0].tree.step_ms };
 }
@@ -57,7 +65,7 @@ function ours(shared: number, batch: number): Reading {
 function peer(shared: number, batch: number): Reading {
   const sizes = [shared, batch, values.new, threads].map(String);
   const tsx = join(here, 'node_modules/.bin/tsx');
-  return JSON.parse(run(tsx, [join(here, 'peer.ts'), model.path, ...sizes]));
+  return JSON.parse(run(tsx, [join(here, 'peer.ts'), model.source, ...sizes]));
 }
 
 const rows = [];

@@ -30,6 +30,8 @@ export interface CaseResult {
   readonly shared: number;
   readonly batch: number;
   readonly new: number;
+  /** Wall time of the cold shared prompt up to the logits of its last token. */
+  readonly ttft_ms: number;
   readonly tree?: Measurement;
   readonly flat?: Measurement;
   /** flat / tree, where both were measured. */
@@ -84,9 +86,11 @@ export async function measureCase(
 ): Promise<CaseResult> {
   const shared = Array.from({ length: wanted.shared }, (_, i) => text[i % text.length]);
   const held = new Held(engine);
+  const started = performance.now();
   const root = engine.add(Int32Array.from(shared), held);
   try {
     await runUntil(engine, () => held.computed, checkAborted);
+    const ttftMs = performance.now() - started;
     const passes = Math.min(PASSES_MAX, Math.max(2, Math.ceil(STEPS_MIN / wanted.newTokens)));
     const found: Record<Mode, Pass[]> = { tree: [], flat: [] };
     for (let pass = 0; pass < passes; pass++) {
@@ -94,7 +98,7 @@ export async function measureCase(
         found[mode].push(await runPass(engine, text, shared, wanted, mode, checkAborted));
       }
     }
-    return summarize(wanted, found);
+    return summarize(wanted, ttftMs, found);
   } finally {
     engine.end(root);
     engine.tree.evictAll();
@@ -237,7 +241,7 @@ function gapOf({ logits, argmax }: LogitsRow): number {
   return logits[argmax] - second;
 }
 
-function summarize(wanted: DecodeCase, found: Record<Mode, Pass[]>): CaseResult {
+function summarize(wanted: DecodeCase, ttftMs: number, found: Record<Mode, Pass[]>): CaseResult {
   const { shared, batch, newTokens } = wanted;
   const [tree, flat] = [measurement(found.tree), measurement(found.flat)];
   const both = tree !== undefined && flat !== undefined;
@@ -245,6 +249,7 @@ function summarize(wanted: DecodeCase, found: Record<Mode, Pass[]>): CaseResult 
     shared,
     batch,
     new: newTokens,
+    ttft_ms: ttftMs,
     ...(tree === undefined ? {} : { tree }),
     ...(flat === undefined ? {} : { flat }),
     ...(both
