@@ -16,7 +16,6 @@ import type { Parts } from './parts.ts';
 import { readBody } from './read-body.ts';
 import type { Route } from './route.ts';
 import { ROUTES } from './routes.ts';
-import { staticFile } from './static-files.ts';
 import type { Tenant } from './tenants.ts';
 
 interface NodeBindings {
@@ -51,8 +50,6 @@ export function makeApp(parts: Parts, version: string): App {
   for (const file of files) {
     app.get(file.path, (c) => pageResponse(file, c.req.header('if-none-match')));
   }
-  app.get('/', () => staticFile('index.html'));
-  app.get('/dashboard/:file{[A-Za-z0-9_-]+\\.[a-z]+}', (c) => staticFile(c.req.param('file')));
   for (const route of ROUTES) {
     const path = route.path.replaceAll(/\{(\w+)\}/g, ':$1');
     app.on(route.method, path, (c) => serve(parts, route, c));
@@ -123,10 +120,7 @@ function document(parts: Parts, version: string) {
 
 /** (path, "GET, POST") of every path, in the router's form. */
 function allowedMethods(files: readonly PageFile[]): Map<string, string> {
-  const allowed = new Map([
-    ['/openapi.json', 'GET'],
-    ['/', 'GET'],
-  ]);
+  const allowed = new Map([['/openapi.json', 'GET']]);
   for (const { path } of files) allowed.set(path, 'GET');
   for (const { path, method } of ROUTES) {
     const key = path.replaceAll(/\{(\w+)\}/g, ':$1');
