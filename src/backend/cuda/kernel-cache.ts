@@ -61,7 +61,7 @@ export class KernelCache {
       writeFileSync(draft, Buffer.concat([digest(cubin), cubin]));
       renameSync(draft, path);
     } catch {
-      rmSync(draft, { force: true });
+      removeDraft(draft);
     }
   }
 
@@ -76,6 +76,14 @@ export class KernelCache {
       rmSync(file.path, { force: true });
       total -= file.bytes;
     }
+  }
+}
+
+function removeDraft(path: string): void {
+  try {
+    rmSync(path, { force: true });
+  } catch {
+    /* The folder itself is not usable: then there is no draft either. */
   }
 }
 

@@ -25,6 +25,8 @@ const TILE_ENTRIES = 4;
 const WIDE = 8;
 /** us of one entry by one warp alone, and of a tile by both groups of warps taking turns. */
 const NARROW_US = 0.35;
+/** Partials of a row up to which one worker merges all query heads of its KV head. */
+const TOGETHER_MAX = 24;
 const WIDE_US = 0.6;
 const CAUSAL = 1 << 16;
 
@@ -255,12 +257,18 @@ export class PlanImageBuilder {
       words[out + 2] = plan.mergeCount[merge];
       words[out + 3] = i;
     }
-    const vectors = total * this.#shape.groupSize;
+    /* Rows with few partials stay together; with many, their query heads go to several workers. */
+    let most = 0;
+    for (let merge = 0; merge < plan.merges; merge++) most = Math.max(most, plan.mergeCount[merge]);
+    const spread = most > TOGETHER_MAX;
+    const shares = spread ? total * this.#shape.groupSize : total;
+    const vectors = spread ? 1 : this.#shape.groupSize;
     for (let worker = 0; worker < plan.workers; worker++) {
-      const first = Math.floor((vectors * worker) / plan.workers);
+      const first = Math.floor((shares * worker) / plan.workers);
       const base = worker * WORKER_WORDS;
-      words[base + 2] = first;
-      words[base + 3] = Math.floor((vectors * (worker + 1)) / plan.workers) - first;
+      const end = Math.floor((shares * (worker + 1)) / plan.workers);
+      words[base + 2] = first * vectors;
+      words[base + 3] = (end - first) * vectors;
       words[base + 4] = at / MERGE_WORDS;
     }
   }

@@ -12,6 +12,8 @@ export const HEAD_DIMS = [64, 80, 96, 128, 256] as const;
 /** Query vectors of one group of consumer warps: the rows of a tensor-core tile. */
 export const GROUP_VECTORS = 64;
 
+/** Shared memory in which the states of two groups of warps leave room for a ring of KV tiles. */
+const SHARED_BYTES_FOR_TWO = 128 * 1024;
 /** More stages than this do not help. */
 const STAGES_MAX = 8;
 
@@ -68,7 +70,7 @@ export function variantFor(spec: AttentionSpec, arch: string, portable = false):
   }
   const hopper = arch.startsWith('sm_90');
   const budget = sharedBudget(arch);
-  const groups = headDim === 256 ? 1 : 2;
+  const groups = headDim === 256 || budget < SHARED_BYTES_FOR_TWO ? 1 : 2;
   /* Registers move between whole warpgroups on Hopper, so that the producer is one there. */
   const threads = groups * 128 + (hopper ? 128 : 32);
   const tile = headDim === 256 ? 32 : 64;

@@ -1,0 +1,111 @@
+/**
+ * Every shipped variant compiles with NVRTC for Ampere and Hopper, without spills, on machines
+ * without a GPU. The compiler comes from the machine or, once, from its Python package.
+ * @module
+ */
+import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
+import { existsSync, mkdirSync, readdirSync, renameSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { before, describe, test } from 'node:test';
+import { openNvrtc } from '../../../src/backend/cuda/libraries.ts';
+import { compile, nvrtcVersion, resourceUse } from '../../../src/backend/cuda/nvrtc.ts';
+import type { NvrtcLibrary } from '../../../src/backend/cuda/signatures.ts';
+import { HEAD_DIMS, kernelSources, variantFor } from '../../../src/backend/cuda/variants.ts';
+
+const PACKAGE = 'nvidia-cuda-nvrtc==13.0.88';
+const FOLDER = join(tmpdir(), 'flashforge-test-nvrtc');
+const ARCHES = ['sm_80', 'sm_90a'];
+/** Every group where registers are scarcest, and the common one elsewhere. */
+const SHAPES = [
+  ...HEAD_DIMS.map((headDim) => ({ headDim, groupSize: 4, dtype: 'f16' as const })),
+  ...[1, 5, 8, 16].map((groupSize) => ({ headDim: 128, groupSize, dtype: 'bf16' as const })),
+];
+
+/** Puts the compiler's wheel into FOLDER; returns why that was not possible. */
+function bringCompiler(): string | undefined {
+  if (existsSync(FOLDER) && readdirSync(FOLDER).length > 0) return undefined;
+  const draft = `${FOLDER}.${process.pid}`;
+  mkdirSync(draft, { recursive: true });
+  const pip = ['-m', 'pip', 'install', '--quiet', '--no-deps', '--target', draft, PACKAGE];
+  const { status, stderr, error } = spawnSync('python3', pip, { encoding: 'utf8' });
+  if (status === 0) {
+    try {
+      renameSync(draft, FOLDER);
+    } catch {
+      /* Another run was faster. */
+      rmSync(draft, { recursive: true, force: true });
+    }
+    return undefined;
+  }
+  rmSync(draft, { recursive: true, force: true });
+  return `pip cannot install ${PACKAGE}: ${error?.message ?? stderr.trim().split('\n').pop()}`;
+}
+
+async function findCompiler(): Promise<NvrtcLibrary | string> {
+  try {
+    return await openNvrtc();
+  } catch {
+    const reason = bringCompiler();
+    if (reason !== undefined) return reason;
+    return openNvrtc({ ...process.env, PYTHONPATH: FOLDER });
+  }
+}
+
+describe('kernels compile without a GPU', { concurrency: false }, () => {
+  let found: NvrtcLibrary | string;
+  before(async () => {
+    found = await findCompiler();
+  });
+
+  for (const arch of ARCHES) {
+    for (const shape of SHAPES) {
+      const { headDim, groupSize, dtype } = shape;
+      test(`${arch} head_dim ${headDim} group ${groupSize} ${dtype}`, (t) => {
+        if (typeof found === 'string') return t.skip(found);
+        const variant = variantFor({ ...shape, kvHeads: 8, pageSize: 16 }, arch);
+        const { log } = compile(found, kernelSources(), 'tree-attention.cu', arch, variant.defines);
+        const [use] = resourceUse(log);
+        t.diagnostic(
+          `${use.registers} registers, ${use.spillBytes} bytes spilled, ` +
+            `${variant.sharedBytes} bytes of shared memory, ${variant.defines.FF_STAGES} stages`,
+        );
+        assert.equal(use.spillBytes, 0, 'no spills');
+        assert.doesNotMatch(log, /C75\d\d/, 'wgmma must not be serialised');
+        assert.ok(variant.sharedBytes <= (arch === 'sm_80' ? 163 : 227) * 1024);
+      });
+    }
+  }
+
+  test('the other variants compile', (t) => {
+    if (typeof found === 'string') return t.skip(found);
+    for (const [arch, portable] of [
+      ['sm_86', false],
+      ['sm_90a', true],
+    ] as const) {
+      const spec = { headDim: 128, groupSize: 4, kvHeads: 8, pageSize: 64, softcap: true } as const;
+      const variant = variantFor({ ...spec, dtype: 'f16' }, arch, portable);
+      compile(found, kernelSources(), 'tree-attention.cu', arch, variant.defines);
+    }
+  });
+
+  test('the helpers of the benchmark compile', (t) => {
+    if (typeof found === 'string') return t.skip(found);
+    const spec = { headDim: 128, groupSize: 4, kvHeads: 8, pageSize: 16, dtype: 'f16' } as const;
+    const { defines } = variantFor(spec, 'sm_80');
+    compile(found, kernelSources(), 'bench-tools.cu', 'sm_80', defines);
+  });
+
+  test('an error holds the compiler’s log', (t) => {
+    if (typeof found === 'string') return t.skip(found);
+    const nvrtc = found;
+    assert.ok(nvrtcVersion(nvrtc)[0] >= 12);
+    const sources = new Map([['broken.cu', '__global__ void f() { int x = missing; }']]);
+    assert.throws(
+      () => compile(nvrtc, sources, 'broken.cu', 'sm_80', {}),
+      (error: Error) =>
+        /broken\.cu does not compile/.test(error.message) && /missing/.test(error.message),
+    );
+  });
+});

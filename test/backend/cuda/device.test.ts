@@ -1,0 +1,151 @@
+/**
+ * On a CUDA device: every variant against float64 over random trees, many random plans in a row,
+ * and a plan broken on purpose, which must end in an error. Skipped where there is no device.
+ * FLASHFORGE_TEST_PLANS sets the number of random plans.
+ * @module
+ */
+import assert from 'node:assert/strict';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, before, describe, test } from 'node:test';
+import { TreeAttention } from '../../../src/backend/cuda/attention.ts';
+import { BenchTools } from '../../../src/backend/cuda/bench-tools.ts';
+import { Cuda } from '../../../src/backend/cuda/driver.ts';
+import { KernelLoader } from '../../../src/backend/cuda/kernel-loader.ts';
+import { defaultCudaProfile } from '../../../src/backend/cuda/profile.ts';
+import { type AttentionSpec, HEAD_DIMS } from '../../../src/backend/cuda/variants.ts';
+import { randomStream } from '../../../src/base/math.ts';
+import { DEFAULT_PLAN_OPTIONS, Planner } from '../../../src/plan/make-plan.ts';
+import { type Workload, workloadForest } from '../../../src/plan/workload.ts';
+
+const PLANS = Number(process.env.FLASHFORGE_TEST_PLANS ?? 200);
+/** Of |out - exact| / |exact|: rounding to 16 bits of P and of the output. */
+const TOLERANCE = { f16: 6e-4, bf16: 5e-3 };
+
+function randomWorkload(random: () => number, headDim: number, groupSize: number): Workload {
+  const below = (n: number): number => Math.floor(random() * n);
+  const nodes = 1 + below(random() < 0.2 ? 120 : 20);
+  const kvHeads = 1 + below(4);
+  const requests = 1 + below(random() < 0.2 ? 300 : 30);
+  return {
+    name: 'random',
+    parent: Int32Array.from({ length: nodes }, (_, i) => (i === 0 ? -1 : below(i + 1) - 1)),
+    tokens: Int32Array.from({ length: nodes }, () => 1 + below(random() < 0.1 ? 2500 : 70)),
+    requests: Int32Array.from({ length: requests }, () => below(nodes)),
+    queryHeads: kvHeads * groupSize,
+    kvHeads,
+    headDim,
+  };
+}
+
+let cuda: Cuda | undefined;
+let reason = '';
+try {
+  cuda = await Cuda.open();
+} catch (error) {
+  reason = (error as Error).message;
+}
+
+describe('on a CUDA device', { skip: cuda === undefined ? reason : false }, () => {
+  const device = cuda as Cuda;
+  const folder = mkdtempSync(join(tmpdir(), 'flashforge-device-'));
+  let loader: KernelLoader;
+  before(async () => {
+    loader = await KernelLoader.open(device, folder);
+  });
+  after(() => {
+    assert.equal(device.live, 0, 'everything is given back');
+    device.close();
+    rmSync(folder, { recursive: true });
+  });
+
+  /** Runs `rounds` random trees; returns the largest relative error. */
+  function worst(
+    shape: Omit<AttentionSpec, 'kvHeads'>,
+    rounds: number,
+    portable: boolean,
+    seed: number,
+  ): number {
+    const random = randomStream(seed);
+    const tools = new BenchTools(loader, shape.dtype);
+    let largest = 0;
+    for (let round = 0; round < rounds; round++) {
+      const workload = randomWorkload(random, shape.headDim, shape.groupSize);
+      const spec = { ...shape, kvHeads: workload.kvHeads };
+      tools.reserve([workload], spec.pageSize);
+      const attention = new TreeAttention(loader, spec, tools.stream, { portable });
+      const { forest } = workloadForest(workload, spec.pageSize);
+      const { multiprocessors: workers } = device.info;
+      const profile = defaultCudaProfile(spec, workers, 3e6, attention.variant);
+      const { taskRows } = attention.variant;
+      const options = { ...DEFAULT_PLAN_OPTIONS, packing: random() < 0.8 };
+      const planner = new Planner({ ...spec, workers, taskRows, profile, options });
+      attention.setPlan(planner.plan(forest), forest, tools.stream);
+      tools.poisonOutput();
+      for (let launch = 0; launch < 3; launch++) {
+        attention.launch(tools.tensors(spec), tools.stream);
+      }
+      attention.check(tools.stream);
+      const error = tools.compare(spec, forest, forest.rows).relative_error;
+      if (!(error <= largest)) largest = error;
+      attention.free();
+    }
+    tools.free();
+    return largest;
+  }
+
+  for (const dtype of ['f16', 'bf16'] as const) {
+    for (const headDim of HEAD_DIMS) {
+      for (const groupSize of [1, 4, 5, 16]) {
+        for (const portable of [false, true]) {
+          const name = `${dtype} head_dim ${headDim} group ${groupSize}`;
+          test(`${name}${portable ? ' portable' : ''}`, () => {
+            const pageSize = groupSize === 5 ? 64 : 16;
+            const error = worst({ headDim, groupSize, pageSize, dtype }, 4, portable, headDim);
+            assert.ok(error < TOLERANCE[dtype], `relative error ${error}`);
+          });
+        }
+      }
+    }
+  }
+
+  test(`${PLANS} random plans in a row`, () => {
+    const shape = { headDim: 128, groupSize: 4, pageSize: 16, dtype: 'f16' } as const;
+    const error = worst(shape, PLANS, false, 99);
+    assert.ok(error < TOLERANCE.f16, `relative error ${error}`);
+  });
+
+  test('a broken plan ends in an error, and the device goes on', () => {
+    const random = randomStream(3);
+    const workload = { ...randomWorkload(random, 128, 4), tokens: Int32Array.of(4000) };
+    const one = { ...workload, parent: Int32Array.of(-1), requests: Int32Array.of(0, 0) };
+    const spec: AttentionSpec = {
+      headDim: 128,
+      groupSize: 4,
+      kvHeads: one.kvHeads,
+      pageSize: 16,
+      dtype: 'f16',
+    };
+    const tools = new BenchTools(loader, 'f16');
+    tools.reserve([one], 16);
+    const attention = new TreeAttention(loader, spec, tools.stream);
+    const { forest } = workloadForest(one, 16);
+    const { multiprocessors: workers } = device.info;
+    const { taskRows } = attention.variant;
+    const profile = defaultCudaProfile(spec, workers, 3e6, attention.variant);
+    const options = DEFAULT_PLAN_OPTIONS;
+    const plan = new Planner({ ...spec, workers, taskRows, profile, options }).plan(forest);
+    assert.ok(plan.merges > 0);
+    const broken = { ...plan, mergeCount: plan.mergeCount.map((count) => count + 1) };
+    attention.setPlan(broken, forest, tools.stream);
+    attention.launch(tools.tensors(spec), tools.stream);
+    assert.throws(() => attention.check(tools.stream), /split row never arrived/);
+    attention.setPlan(plan, forest, tools.stream);
+    attention.launch(tools.tensors(spec), tools.stream);
+    attention.check(tools.stream);
+    assert.ok(tools.compare(spec, forest, 2).relative_error < TOLERANCE.f16);
+    attention.free();
+    tools.free();
+  });
+});
