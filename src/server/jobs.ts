@@ -74,8 +74,10 @@ export async function runJob(
         const now = performance.now();
         const last = lastTokenMs.get(choice);
         lastTokenMs.set(choice, now);
-        if (last === undefined) metrics.firstToken(now - started);
-        else metrics.nextToken(now - last);
+        if (last === undefined) {
+          metrics.firstToken(now - started);
+          recent.ttft(now - started);
+        } else metrics.nextToken(now - last);
         recent.token(last === undefined ? null : now - last);
         const { text, token } = event;
         onPiece({ choice, text, token, detail: detailOf(event), finishReason: null });
@@ -108,9 +110,7 @@ function sampleDone(
   reason: FinishReason,
   first: boolean,
 ): void {
-  const { metrics, recent } = exchange.parts;
-  metrics.sampleDone(stats, reason, first);
-  if (first) recent.ttft(stats.ttftMs);
+  exchange.parts.metrics.sampleDone(stats, reason, first);
 }
 
 /** Collects the choices of a job. */

@@ -31,7 +31,8 @@ export async function startTestServer(
   words: readonly string[] = [],
   { script = MAIN, loaded = true }: { script?: string; loaded?: boolean } = {},
 ): Promise<TestServer> {
-  const all = [script, 'serve', '--port', '0', '--model', model, '--served-model-name', 'test'];
+  const all = [script, 'serve', '--port', '0', '--model', model];
+  if (!words.includes('--served-model-name')) all.push('--served-model-name', 'test');
   const drain = words.includes('--drain') ? [] : ['--drain', '5'];
   const child = spawn(process.execPath, [...all, ...drain, ...words], {
     env: { ...process.env, DEBUG: '', HF_HUB_OFFLINE: '1' },

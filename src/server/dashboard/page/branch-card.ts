@@ -116,7 +116,9 @@ export class BranchCard {
   #show(): void {
     const tokens = this.usage?.completion_tokens;
     const size = tokens === undefined ? '' : ` · ${count(tokens, 'token')}`;
-    const so = this.#tokens > 0 && tokens === undefined ? ` · ${count(this.#tokens, 'piece')}` : '';
+    // Tokens without text of their own come with the next one: the exact count comes at the end.
+    const so =
+      this.#tokens > 0 && tokens === undefined ? ` · ≈ ${count(this.#tokens, 'token')}` : '';
     setText(this.#status, `${NAMES[this.#state]}${size}${so}`);
     this.element.dataset.state = this.#state;
     this.#stop.disabled = !this.running || this.#stopping;

@@ -23,7 +23,7 @@ const SERIES: readonly Series[] = [
     title: 'Throughput',
     field: 'tokens',
     unit: 'tokens/s',
-    text: (value) => `${round(value)} tokens/s`,
+    text: round,
   },
   { title: 'Time per output token (TPOT)', field: 'tpot_ms', unit: 'ms', text: ms },
   { title: 'Time to first token (TTFT)', field: 'ttft_ms', unit: 'ms', text: ms },
@@ -79,7 +79,10 @@ export class Charts {
           ? 'nothing yet'
           : `${series.text(newest)} now, ${series.text(Math.max(...values))} at most`;
       setText(chart.value, text);
-      chart.box.setAttribute('aria-label', `${series.title} over the last ${window} s: ${text}`);
+      chart.box.setAttribute(
+        'aria-label',
+        `${series.title} in ${series.unit}, last ${window} s: ${text}`,
+      );
       chart.plot.setData(this.#data[index] as uPlot.AlignedData);
     });
   }

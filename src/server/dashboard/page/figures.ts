@@ -2,7 +2,7 @@
  * The row of figures at the top.
  * @module
  */
-import { setText } from './dom.ts';
+import { make, setText } from './dom.ts';
 import { bytes, count, ms, round } from './format.ts';
 import type { Second, State } from './state.ts';
 
@@ -13,7 +13,15 @@ const find = (kind: string, name: string): HTMLElement => {
   if (found === null) throw new Error(`${kind} ${name} is missing`);
   return found;
 };
-const figure = (name: string, text: string): void => setText(find('figure', name), text);
+
+/** A number with a smaller unit after it. */
+function figure(name: string, text: string): void {
+  const element = find('figure', name);
+  if (element.textContent === text) return;
+  const [number, ...unit] = text.split(' ');
+  element.replaceChildren(number, ' ', make('small', '', unit.join(' ')));
+}
+
 const note = (name: string, text: string): void => setText(find('note', name), text);
 
 function bar(name: string, share: number): void {

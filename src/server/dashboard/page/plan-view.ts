@@ -74,7 +74,7 @@ export class PlanView {
     const colours = Array.from({ length: 6 }, (_, step) => cssValue(`--heat-${step}`));
     for (const { worker, begin_us, us: duration, rows } of plan.items) {
       context.fillStyle = colours[heat(rows)];
-      const width = Math.max(1, duration * scale - 1);
+      const width = Math.max(1, duration * scale - (duration * scale > 6 ? 2 : 0.5));
       const gap = line > 8 ? 3 : 0.5;
       context.fillRect(LEFT + begin_us * scale, worker * line + gap, width, line - 2 * gap);
     }

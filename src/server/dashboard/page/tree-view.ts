@@ -99,7 +99,7 @@ export class TreeView {
         : pixels < LONG_LABEL_PX
           ? `${node.tokens}`
           : `${count(node.tokens, 'token')} · ${sharersText(node)}`;
-    setText(element, label);
+    if (element.dataset.text !== label) element.dataset.text = label;
     element.setAttribute('aria-label', this.#textOf(node));
     element.setAttribute('aria-level', `${block.depth + 1}`);
     if (block.children.length > 0) element.setAttribute('aria-expanded', 'true');
