@@ -99,7 +99,9 @@ function withHeaders(inner: App, parts: Parts): App {
     const { method, path } = c.req;
     const ms = Math.round(performance.now() - started);
     const request = headers.get('x-request-id');
-    parts.log[status >= 500 ? 'warn' : 'info']({ request, method, path, status, ms }, 'request');
+    // An open dashboard asks twice a second.
+    const level = status >= 500 ? 'warn' : path === '/dashboard/state' ? 'debug' : 'info';
+    parts.log[level]({ request, method, path, status, ms }, 'request');
     boundSlowClient(c.env.outgoing, SLOW_CLIENT_MS + parts.settings.requestTimeoutMs);
     return new Response(response.body, { status, headers });
   });

@@ -1,6 +1,6 @@
 /**
- * The dashboard in a real Chromium, before a real server with the real default model. With
- * FLASHFORGE_SCREENSHOTS set to a folder the pictures of docs/images are written there.
+ * The dashboard in a real Chromium, before a real server with the real default model. It
+ * takes pictures; with FLASHFORGE_SCREENSHOTS=docs/images, the one of the README is made anew.
  * @module
  */
 import assert from 'node:assert/strict';
@@ -69,9 +69,13 @@ async function openPage(url: string): Promise<Page> {
 const textOf = (selector: string): Promise<string> => page!.locator(selector).innerText();
 const countOf = (selector: string): Promise<number> => page!.locator(selector).count();
 
-async function picture(name: string): Promise<void> {
-  const path = join(pictures, `${name}.png`);
-  await page!.screenshot({ path, fullPage: true });
+/** @param below show the page down to the end of this */
+async function picture(folder: string, name: string, below = 'footer'): Promise<void> {
+  const path = join(folder, `${name}.png`);
+  const box = (await page!.locator(below).first().boundingBox())!;
+  const width = page!.viewportSize()!.width;
+  const clip = { x: 0, y: 0, width, height: Math.ceil(box.y + box.height + 16) };
+  await page!.screenshot({ path, fullPage: true, clip });
   assert.ok(statSync(path).size > 20_000, 'the picture is empty');
 }
 
@@ -102,7 +106,8 @@ test('eight branches stream while the tree grows and the plan is drawn', { skip 
   await page!.fill('#branches', '4');
   await again(page!.locator('.card').nth(2));
   await until('they branch again', async () => (await countOf('[aria-level="3"]')) >= 4);
-  await picture('dashboard');
+  await picture(temporary, 'dashboard-all');
+  await picture(pictures, 'dashboard', '.group');
 
   await until('none runs', async () => (await textOf('#playground-status')).startsWith('All'));
   assert.equal(await countOf('.card[data-state=failed]'), 0);
@@ -213,11 +218,11 @@ test('axe finds nothing that keeps people out, light, dark or narrow', { skip },
     );
     assert.deepEqual(lines, []);
   }
-  await picture('dashboard-dark');
+  await picture(temporary, 'dashboard-dark');
   await page!.setViewportSize({ width: 390, height: 844 });
   const wide = await page!.evaluate('document.documentElement.scrollWidth');
   assert.ok(Number(wide) <= 390, `the page is ${wide} wide on a narrow screen`);
-  await picture('dashboard-narrow');
+  await picture(temporary, 'dashboard-narrow');
 });
 
 test('nothing failed in the page and nothing was blocked', { skip }, () => {

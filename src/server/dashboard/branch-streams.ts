@@ -5,7 +5,7 @@
  */
 import { z } from 'zod';
 import { ApiError, toApiError } from '../api-error.ts';
-import { completionRequest } from '../completion-schema.ts';
+import { type CompletionRequest, completionRequest } from '../completion-schema.ts';
 import { completions } from '../completions.ts';
 import { Exchange } from '../exchange.ts';
 import type { Route } from '../route.ts';
@@ -39,7 +39,7 @@ const stopResponse = z.object({ stopped: z.int().describe('Branches that this ca
 
 interface OpenStream {
   readonly tenant: string;
-  readonly branches: readonly AbortController[];
+  readonly branches: readonly Exchange[];
 }
 
 /** Streams that are under way, by the id that their client has chosen. */
@@ -47,14 +47,11 @@ export class BranchStreams {
   readonly #open = new Map<string, OpenStream>();
 
   /** @throws ApiError 409 for an id in use. */
-  open(id: string, { id: tenant }: Tenant, count: number): OpenStream {
+  open(id: string, { id: tenant }: Tenant, branches: readonly Exchange[]): void {
     if (this.#open.has(id)) {
       throw new ApiError(409, `stream ${JSON.stringify(id)} exists already`, { param: 'id' });
     }
-    const branches = Array.from({ length: count }, () => new AbortController());
-    const stream = { tenant, branches };
-    this.#open.set(id, stream);
-    return stream;
+    this.#open.set(id, { tenant, branches });
   }
 
   close(id: string): void {
@@ -73,8 +70,9 @@ export class BranchStreams {
     const chosen = stream.branches.filter(
       ({ signal }, index) => !signal.aborted && (branch === null || index === branch),
     );
-    for (const each of chosen) each.abort();
-    return chosen.length;
+    for (const each of chosen) each.stop('gone');
+    // Those that had finished before have not heard of it.
+    return chosen.filter(({ signal }) => signal.aborted).length;
   }
 }
 
@@ -82,32 +80,40 @@ function runBranches(exchange: Exchange): Promise<Response> {
   const { id, requests } = exchange.body as z.output<typeof branchesRequest>;
   const { branchStreams } = exchange.parts;
   return streamResponse(exchange, 'requests', async (send) => {
-    const { branches } = branchStreams.open(id, exchange.tenant, requests.length);
+    const branches = requests.map((request, index) => branchOf(exchange, request, index));
+    try {
+      branchStreams.open(id, exchange.tenant, branches);
+    } catch (error) {
+      for (const each of branches) each.finish();
+      throw error;
+    }
     const stopAll = (): void => {
-      for (const each of branches) each.abort();
+      for (const each of branches) each.stop(exchange.reason ?? 'gone');
     };
     if (exchange.signal.aborted) stopAll();
     exchange.signal.addEventListener('abort', stopAll, { once: true });
     try {
-      const all = requests.map((request, branch) => {
-        const child = new Exchange({
-          id: `${exchange.id}-${branch}`,
-          tenant: exchange.tenant,
-          parts: exchange.parts,
-          params: {},
-          body: { ...request, stream: true },
-          client: branches[branch].signal,
-        });
-        return relay(child, (event) => send({ branch, event } satisfies BranchEvent)).finally(() =>
-          branches[branch].abort(),
-        );
-      });
-      await Promise.all(all);
+      await Promise.all(
+        branches.map((each, branch) =>
+          relay(each, (event) => send({ branch, event } satisfies BranchEvent)),
+        ),
+      );
     } finally {
       branchStreams.close(id);
       exchange.signal.removeEventListener('abort', stopAll);
     }
   });
+}
+
+/** An exchange of its own for a branch; it ends with the whole one at the latest. */
+function branchOf(
+  { id, tenant, parts }: Exchange,
+  request: CompletionRequest,
+  index: number,
+): Exchange {
+  const body = { ...request, stream: true };
+  const client = new AbortController().signal;
+  return new Exchange({ id: `${id}-${index}`, tenant, parts, params: {}, body, client });
 }
 
 /** Runs one branch; its errors are events, as the others go on. */
