@@ -4,7 +4,7 @@
  */
 import { availableParallelism } from 'node:os';
 import type { Runner } from '../backend/backend.ts';
-import { type KvType, PAGE_TOKENS } from '../backend/cpu/attention.ts';
+import { CUT_TOKENS, type KvType, PAGE_TOKENS } from '../backend/cpu/attention.ts';
 import { startCpuRunner } from '../backend/cpu/cpu-runner.ts';
 import { costProfile } from '../backend/cpu/profile.ts';
 import { createProvider, type ProviderKind } from '../backend/cpu/provider.ts';
@@ -88,6 +88,7 @@ function planSpec(config: DecoderConfig, workers: number, profile: CostProfile):
     groupSize,
     headDim,
     pageSize: PAGE_TOKENS,
+    cutTokens: CUT_TOKENS,
     workers,
     taskRows: Math.max(1, Math.floor(PLAN_SHAPES.cpu.taskQueries / groupSize)),
     profile,

@@ -10,6 +10,7 @@ import { isDense } from '../../src/backend/cpu/repack.ts';
 import { randomStream } from '../../src/base/math.ts';
 import type { Checkpoint, DecoderConfig, TensorType } from '../../src/checkpoint/checkpoint.ts';
 import { loadRunner, type RunnerOptions } from '../../src/model/load-runner.ts';
+import type { PlanOptions } from '../../src/plan/plan.ts';
 import { memoryCheckpoint } from '../helpers/memory-checkpoint.ts';
 import { Stepper } from '../helpers/stepper.ts';
 import { TINY_CONFIGS } from '../helpers/tiny-configs.ts';
@@ -113,13 +114,52 @@ for (const { provider, skip } of PROVIDERS) {
       ),
     );
   }
-  test(`${provider}: any number of workers gives the same bits`, { skip }, async () => {
+  test(`${provider}: tree or flat, any workers: the same bits`, { skip }, async () => {
     const checkpoint = memoryCheckpoint(TINY_CONFIGS['qkv bias, group of 7'], 'Q8_0');
-    const one = await play(checkpoint, { provider, workers: 1 });
-    const three = await play(checkpoint, { provider, workers: 3 });
-    // Plans for other numbers of workers cut other partial results: equal but for rounding.
-    assert.ok(distance(one.rows, three.rows) < QUANTIZED_ERROR);
+    const runs = [
+      await decodeWithForks(checkpoint, { provider, workers: 2 }, {}),
+      await decodeWithForks(checkpoint, { provider, workers: 2 }, { flat: true }),
+      await decodeWithForks(checkpoint, { provider, workers: 1 }, { packing: false }),
+      await decodeWithForks(checkpoint, { provider, workers: 3 }, { division: false }),
+    ];
+    for (const rows of runs) assert.deepEqual(rows, runs[0]);
   });
+}
+
+/** Greedy decoding of four branches of one prompt, two of them forked again: all the logits. */
+async function decodeWithForks(
+  checkpoint: Checkpoint,
+  options: RunnerOptions,
+  planning: Partial<PlanOptions>,
+): Promise<Float32Array[]> {
+  const { vocab } = checkpoint.config;
+  const random = randomStream(23);
+  const tokens = (count: number): number[] =>
+    Array.from({ length: count }, () => Math.floor(random() * vocab));
+  const runner = await loadRunner(checkpoint, { kvPages: 64, maxRows: 160, ...options });
+  const stepper = new Stepper(runner, planning);
+  const { tree } = stepper;
+  const rows: Float32Array[] = [];
+  const shared = tree.insert(tokens(700));
+  while (shared.computed < shared.length) rows.push(...(await stepper.step([shared], 150)).logits);
+  const paths = [1, 5, 70, 2].map((length) => {
+    const path = tree.fork(shared, length === 70 ? 333 : 700);
+    tree.extend(path, tokens(length));
+    return path;
+  });
+  for (let step = 0; step < 32; step++) {
+    const { logits } = await stepper.step(paths);
+    rows.push(...logits);
+    paths.forEach((path, i) => {
+      tree.append(path, logits[i].indexOf(Math.max(...logits[i])));
+    });
+    if (step % 12 !== 5) continue;
+    const twin = tree.fork(paths[step % 3], paths[step % 3].length - 1);
+    tree.append(twin, tokens(1)[0]);
+    paths.push(twin);
+  }
+  await runner.dispose();
+  return rows;
 }
 
 test('tensors of one model may have different types', async () => {

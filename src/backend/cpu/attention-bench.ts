@@ -10,7 +10,13 @@ import { PLAN_SHAPES } from '../../plan/default-profile.ts';
 import { DEFAULT_PLAN_OPTIONS, Planner } from '../../plan/make-plan.ts';
 import type { Plan, PlanSpec } from '../../plan/plan.ts';
 import { type Workload, workloadBytes, workloadForest } from '../../plan/workload.ts';
-import { type AttentionShape, kvLayout, PAGE_TOKENS, runAttention } from './attention.ts';
+import {
+  type AttentionShape,
+  CUT_TOKENS,
+  kvLayout,
+  PAGE_TOKENS,
+  runAttention,
+} from './attention.ts';
 import { AttentionCheck } from './attention-check.ts';
 import { PlanImage } from './attention-image.ts';
 import type { Barrier } from './barrier.ts';
@@ -216,7 +222,8 @@ class Bench {
     const shape: AttentionShape = { kvHeads, groupSize, headDim, kvType: 'f16' };
     const { forest, pages } = workloadForest(workload, PAGE_TOKENS);
     const spec: PlanSpec = {
-      ...{ kvHeads, groupSize, headDim, pageSize: PAGE_TOKENS, workers: options.workers },
+      ...{ kvHeads, groupSize, headDim, pageSize: PAGE_TOKENS, cutTokens: CUT_TOKENS },
+      workers: options.workers,
       taskRows: Math.max(1, Math.floor(PLAN_SHAPES.cpu.taskQueries / groupSize)),
       profile: await costProfile(this.#provider, shape, options.log),
       options: DEFAULT_PLAN_OPTIONS,

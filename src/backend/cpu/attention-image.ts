@@ -17,7 +17,7 @@ const IMAGE_FIELDS = [
   ...['segmentNode', 'segmentBegin', 'segmentEnd', 'segmentRowBegin', 'segmentRowEnd'],
   ...['workerItem', 'schedule', 'rowMerge', 'mergeSlot', 'mergeCount', 'arrived'],
   ...['query', 'key', 'value', 'inputStride', 'output', 'outputStride'],
-  ...['partial', 'partialLse', 'scratch', 'scratchStride'],
+  ...['partial', 'partialWeight', 'scratch', 'scratchStride'],
   ...['kvHeads', 'groupSize', 'headDim', 'kvType', 'scale', 'window'],
   ...['keys', 'values', 'layerBytes', 'pageBytes', 'headBytes'],
   ...['cosine', 'sine', 'writeSlots'],
@@ -133,9 +133,10 @@ export class PlanImage {
   #reserveWork(plan: Plan): void {
     const { kvHeads, groupSize, headDim } = this.#shape;
     const entries = plan.slots * kvHeads * groupSize;
-    this.#partials.reserve(entries * (headDim + 1) * 4);
+    // f64: an output vector, its sum of probabilities and their maximum.
+    this.#partials.reserve(entries * (headDim + 2) * 8);
     this.#set('partial', this.#partials.address);
-    this.#set('partialLse', this.#partials.address + entries * headDim * 4);
+    this.#set('partialWeight', this.#partials.address + entries * headDim * 8);
 
     let rows = 1;
     for (let task = 0; task < plan.tasks; task++)

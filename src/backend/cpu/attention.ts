@@ -9,6 +9,12 @@ import type { Kernels } from './kernel-table.ts';
 /** Tokens of a KV page; the kernels are written for this number. */
 export const PAGE_TOKENS = 64;
 
+/**
+ * Kernels round outputs to float32 at multiples of this many slots of a node, so a plan that cuts
+ * nodes nowhere else gets the same bits as any other such plan.
+ */
+export const CUT_TOKENS: number = 4 * PAGE_TOKENS;
+
 /** Element types of KV pages; the order is the kernels' numbering. */
 export const KV_TYPES = ['f32', 'f16', 'bf16'] as const;
 export type KvType = (typeof KV_TYPES)[number];

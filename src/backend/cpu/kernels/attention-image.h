@@ -30,8 +30,8 @@ struct attention_image {
   double row_merge, merge_slot, merge_count, arrived;
   /* q, k, v (rows, heads, headDim) f32 and the output (rows, query heads, headDim) f32. */
   double query, key, value, input_stride, output, output_stride;
-  /* Partial outputs (slots, query heads, headDim) f32 and their LSE in base 2 (slots, heads). */
-  double partial, partial_lse;
+  /* Partial outputs (slots, query heads, headDim) f64 and their struct weight (slots, heads). */
+  double partial, partial_weight;
   /* Each worker's scratch memory. */
   double scratch, scratch_stride;
   /* Shape. */
@@ -44,5 +44,10 @@ struct attention_image {
 
 #define INTS(image, field) ((const int32_t *)(uintptr_t)(image)->field)
 #define FLOATS(image, field) ((float *)(uintptr_t)(image)->field)
+
+/* The sum of probabilities, and the maximum that it and its output are relative to. */
+struct weight {
+  double sum, maximum;
+};
 
 #endif

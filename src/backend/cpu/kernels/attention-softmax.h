@@ -5,23 +5,9 @@
 #ifndef FF_ATTENTION_SOFTMAX_H
 #define FF_ATTENTION_SOFTMAX_H
 
-#include "attention-image.h"
+#include "attention-sum.h"
 
 enum { VECTORS = PAGE / LANES };
-
-/* Binary logarithm of a positive normal number, absolute error below 1e-6. */
-static float log2_of(float x) {
-  union {
-    float value;
-    int32_t bits;
-  } u = {x};
-  int32_t exponent = (u.bits - 0x3f3504f3) >> 23;
-  u.bits -= exponent << 23;
-  /* log2(m) = 2 / ln 2 * atanh((m - 1) / (m + 1)) for m in [sqrt(1/2), sqrt(2)). */
-  float z = (u.value - 1.0f) / (u.value + 1.0f), z2 = z * z;
-  float series = 1.0f + z2 * (1 / 3.0f + z2 * (1 / 5.0f + z2 * (1 / 7.0f + z2 / 9.0f)));
-  return (float)exponent + 2.8853900818f * z * series;
-}
 
 /* How far scores may exceed the running maximum, in base 2. */
 static const float SLACK = 8.0f;
@@ -48,18 +34,35 @@ FF_INLINE vf exp2_fraction(vf f) {
   return vf_fma(p, f, vf_splat(1.0000000717f));
 }
 
-/* 2^x for x up to SLACK; 0 for x < -126. */
-FF_INLINE vf exp2_below(vf x) {
+/* Nearest integer; a number too large to have a fraction stays. */
+FF_INLINE vf nearest(vf x) {
 #if defined(FF_AVX512)
-  vf f = (vf)_mm512_reduce_ps((__m512)x, _MM_FROUND_NO_EXC);
-  vf p = exp2_fraction(f);
-  __mmask16 alive = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126.0f), _CMP_GE_OQ);
-  return (vf)_mm512_maskz_scalef_ps(alive, (__m512)p, (__m512)(x - f));
+  return (vf)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(FF_AVX2)
+  return (vf)_mm256_round_ps((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(__aarch64__)
+  return (vf)vrndnq_f32((float32x4_t)x);
+#elif defined(__wasm_simd128__)
+  return (vf)wasm_f32x4_nearest((v128_t)x);
 #else
-  vf shifted = x + 12582912.0f, f = x - (shifted - 12582912.0f);
-  vf p = exp2_fraction(f);
-  /* The low bits of the shifted x are its nearest integer. */
-  return (vf)(((vi)p + ((vi)shifted << 23)) & (x >= -126.0f));
+  return vf_select(vf_abs(x) < 4194304.0f, vf_round(x), x);
+#endif
+}
+
+/*
+ * 2^(x - shift) for an integer `shift` that x exceeds by SLACK + 1 at most; 0 below 2^-126. It is x
+ * that is split into integer and fraction, not x - shift: another shift gives the same mantissa.
+ */
+FF_INLINE vf exp2_shifted(vf x, vf shift) {
+  vf n = nearest(x), exponent = n - shift;
+  vf p = exp2_fraction(x - n);
+#if defined(FF_AVX512)
+  __mmask16 alive = _mm512_cmp_ps_mask((__m512)exponent, _mm512_set1_ps(-126.0f), _CMP_GT_OQ);
+  return (vf)_mm512_maskz_scalef_ps(alive, (__m512)p, (__m512)exponent);
+#else
+  /* The low bits of the sum are the exponent. */
+  vi bits = (vi)(exponent + 12582912.0f) << 23;
+  return (vf)(((vi)p + bits) & (exponent > -126.0f));
 #endif
 }
 
@@ -70,40 +73,41 @@ FF_INLINE vf largest_scores(const float *score, isize first, isize last) {
   return best;
 }
 
-/* Scores become probabilities relative to the maximum; returns their sums in each lane. */
-FF_INLINE vf exponentiate(float *score, isize first, isize last, float maximum) {
-  vf total = vf_splat(0.0f), shift = vf_splat(maximum);
+/* Scores become probabilities relative to the maximum and are added to their sums by lanes. */
+FF_INLINE void exponentiate(float *score, isize first, isize last, float maximum, double *sum) {
+  vf shift = vf_splat(maximum);
+  vd low = vd_load(sum), high = vd_load(sum + DOUBLES);
   for (isize v = first; v < last; v++) {
-    vf p = exp2_below(vf_load(score + v * LANES) - shift);
+    vf p = exp2_shifted(vf_load(score + v * LANES), shift);
     vf_store(score + v * LANES, p);
-    total += p;
+    low += vd_low(p);
+    high += vd_high(p);
   }
-  return total;
+  vd_store(sum, low);
+  vd_store(sum + DOUBLES, high);
 }
 
 /*
  * Online softmax of a block of query vectors over score vectors [first, last). The running maximum
- * follows only when a score exceeds it by more than SLACK: p then stays below 2^SLACK, which costs
- * no precision, and nearly always no row's maximum must be reduced over its lanes and nothing
- * rescaled. alpha becomes what the old outputs must be scaled by.
+ * follows only when a score exceeds it by more than SLACK: p then stays below 2^(SLACK + 1), which
+ * costs no precision, and nearly always no row's maximum must be reduced over its lanes and nothing
+ * rescaled. alpha becomes what the old outputs must be scaled by, a power of two.
  */
 FF_INLINE void update_softmax(const int rows, float *score, isize first, isize last,
-                              float *maximum, float *sum, float *alpha) {
+                              float *maximum, double *sum, float *alpha) {
   for (int r = 0; r < rows; r++) {
     vf best = largest_scores(score + r * PAGE, first, last);
     alpha[r] = 1.0f;
     if (any_above(best, maximum[r] + SLACK)) {
-      float latest = max_of_lanes(best);
-      vf change = vf_exp2(vf_splat(maximum[r] - latest));
-      alpha[r] = change[0];
-      vf_store(sum + r * LANES, vf_load(sum + r * LANES) * change);
+      float latest = nearest(vf_splat(max_of_lanes(best)))[0];
+      double change = power_of_two(maximum[r] - latest);
+      alpha[r] = (float)change;
+      for (int i = 0; i < LANES; i++) sum[r * LANES + i] *= change;
       maximum[r] = latest;
     }
   }
-  for (int r = 0; r < rows; r++) {
-    vf total = exponentiate(score + r * PAGE, first, last, maximum[r]);
-    vf_store(sum + r * LANES, vf_load(sum + r * LANES) + total);
-  }
+  for (int r = 0; r < rows; r++)
+    exponentiate(score + r * PAGE, first, last, maximum[r], sum + r * LANES);
 }
 
 /* Scores of slots outside [begin, end) become so low that their probability is 0. */

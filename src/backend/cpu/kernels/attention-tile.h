@@ -5,7 +5,9 @@
  * (keys x headDim). So keys, then head dimensions, lie in SIMD lanes, no transposition is needed,
  * and the same code serves a node shared by hundreds of rows and one request's own tokens.
  *
- * Sizes are compile-time constants: only then do the accumulators stay in registers.
+ * Sizes are compile-time constants: only then do the accumulators stay in registers. Every sum is
+ * one chain of multiply-adds in the order of k, whatever the tile's size, so that an output does not
+ * depend on the query vectors beside it.
  */
 #ifndef FF_ATTENTION_TILE_H
 #define FF_ATTENTION_TILE_H
@@ -29,6 +31,8 @@ enum { TILE_ROWS = 4, TILE_WIDTH = 2 };
 #else
 enum { TILE_ROWS = 6, TILE_WIDTH = 2 };
 #endif
+/* With one or two rows, registers are left for a wider tile: more chains hide their latency. */
+enum { FEW_ROWS = 2, WIDEST = 4 };
 
 /* One product: C (rows x width vectors) = C * alpha (or 0) + A x B over k in [begin, end). */
 struct tile_args {
@@ -93,10 +97,10 @@ FF_INLINE isize kv_bytes(const int type) {
 }
 
 /* One step in k. Prefetch and copy are for the first block that reads the page. */
-FF_INLINE void tile_step(const int rows, const int width, const int type, vf (*acc)[TILE_WIDTH],
+FF_INLINE void tile_step(const int rows, const int width, const int type, vf (*acc)[WIDEST],
                          const float *a, isize a_stride, const char *b, const char *next,
                          float *copy) {
-  vf row[TILE_WIDTH];
+  vf row[WIDEST];
 #pragma GCC unroll 4
   for (int w = 0; w < width; w++) row[w] = load_kv(type, b + w * LANES * kv_bytes(type));
   if (next)
@@ -114,57 +118,41 @@ FF_INLINE void tile_step(const int rows, const int width, const int type, vf (*a
   }
 }
 
-/*
- * Steps in k over [begin, end). With one or two rows every other step goes to a second set of
- * accumulators, which hides the latency of the multiply-adds. `aside`: prefetch or copy as asked.
- */
+/* Steps in k over [begin, end). `aside`: prefetch or copy as asked. */
 FF_INLINE void tile_steps(const int rows, const int width, const int type, const int aside,
-                          const struct tile_args *t, vf (*acc)[TILE_WIDTH],
-                          vf (*odd)[TILE_WIDTH]) {
-  const int steps = rows <= 2 ? 2 : 1;
+                          const struct tile_args *t, vf (*acc)[WIDEST]) {
   const isize a_stride = t->a_stride, b_stride = t->b_stride;
   const isize copy_stride = b_stride / kv_bytes(type);
   const float *a = t->a + t->begin;
   const char *b = t->b + t->begin * b_stride;
   const char *next = aside && t->next ? t->next + t->begin * b_stride : 0;
   float *copy = aside && t->copy ? t->copy + t->begin * copy_stride : 0;
-  isize k = t->end - t->begin;
-  for (; k >= steps; k -= steps) {
-#pragma GCC unroll 2
-    for (int i = 0; i < steps; i++) {
-      tile_step(rows, width, type, i ? odd : acc, a, a_stride, b, next, copy);
-      a++;
-      b += b_stride;
-      if (next) next += b_stride;
-      if (copy) copy += copy_stride;
-    }
+  for (isize k = t->end - t->begin; k > 0; k--) {
+    tile_step(rows, width, type, acc, a, a_stride, b, next, copy);
+    a++;
+    b += b_stride;
+    if (next) next += b_stride;
+    if (copy) copy += copy_stride;
   }
-  if (k > 0) tile_step(rows, width, type, acc, a, a_stride, b, next, copy);
 }
 
 FF_INLINE void tile(const int rows, const int width, const int type, const struct tile_args *t) {
-  vf acc[TILE_ROWS][TILE_WIDTH];
-  vf odd[TILE_ROWS][TILE_WIDTH];
+  vf acc[TILE_ROWS][WIDEST];
 #pragma GCC unroll 6
   for (int r = 0; r < rows; r++) {
 #pragma GCC unroll 4
-    for (int w = 0; w < width; w++) {
+    for (int w = 0; w < width; w++)
       acc[r][w] = t->alpha ? vf_load(t->c + r * t->c_stride + w * LANES) * vf_splat(t->alpha[r])
                            : vf_splat(0.0f);
-      odd[r][w] = vf_splat(0.0f);
-    }
   }
   if (t->next || t->copy)
-    tile_steps(rows, width, type, 1, t, acc, odd);
+    tile_steps(rows, width, type, 1, t, acc);
   else
-    tile_steps(rows, width, type, 0, t, acc, odd);
+    tile_steps(rows, width, type, 0, t, acc);
 #pragma GCC unroll 6
   for (int r = 0; r < rows; r++) {
 #pragma GCC unroll 4
-    for (int w = 0; w < width; w++) {
-      vf sum = rows <= 2 ? acc[r][w] + odd[r][w] : acc[r][w];
-      vf_store(t->c + r * t->c_stride + w * LANES, sum);
-    }
+    for (int w = 0; w < width; w++) vf_store(t->c + r * t->c_stride + w * LANES, acc[r][w]);
   }
 }
 
@@ -172,29 +160,29 @@ FF_INLINE void tile(const int rows, const int width, const int type, const struc
   case (r) * 8 + (w): \
     tile(r, w, type, t); \
     break;
-#define TILE_CASES(type, w) \
-  TILE_CASE(type, 1, w) \
-  TILE_CASE(type, 2, w) \
-  TILE_CASE(type, 3, w) \
-  TILE_CASE(type, 4, w)
+#define TILE_CASES_FEW(type, w) TILE_CASE(type, 1, w) TILE_CASE(type, 2, w)
 #if defined(__wasm__)
-#define TILE_CASES_WIDE(type, w)
+#define TILE_CASES(type, w) TILE_CASES_FEW(type, w) TILE_CASE(type, 3, w) TILE_CASE(type, 4, w)
 #else
-#define TILE_CASES_WIDE(type, w) \
-  TILE_CASE(type, 5, w) \
-  TILE_CASE(type, 6, w)
+#define TILE_CASES(type, w) \
+  TILE_CASES_FEW(type, w) \
+  TILE_CASE(type, 3, w) TILE_CASE(type, 4, w) TILE_CASE(type, 5, w) TILE_CASE(type, 6, w)
+#endif
+#if defined(FF_AVX512) || defined(__aarch64__)
+#define TILE_CASES_4(type) TILE_CASES(type, 4)
+#else
+#define TILE_CASES_4(type) TILE_CASES_FEW(type, 4)
 #endif
 
-/* The product over `vectors` SIMD vectors of columns: TILE_WIDTH at a time, then fewer. */
+/* The product over `vectors` SIMD vectors of columns: the widest tile at a time, then fewer. */
 #define TILE_PRODUCT(name, type) \
   static __attribute__((noinline)) void name(int rows, int vectors, struct tile_args *t) { \
+    const int most = rows <= FEW_ROWS ? WIDEST : TILE_WIDTH; \
     while (vectors > 0) { \
-      int width = vectors >= TILE_WIDTH ? TILE_WIDTH : vectors >= 2 ? 2 : 1; \
+      int width = vectors >= most ? most : vectors >= 2 ? 2 : 1; \
       switch (rows * 8 + width) { \
         TILE_CASES(type, 1) \
-        TILE_CASES_WIDE(type, 1) \
         TILE_CASES(type, 2) \
-        TILE_CASES_WIDE(type, 2) \
         TILE_CASES_4(type) \
       } \
       vectors -= width; \
@@ -204,11 +192,6 @@ FF_INLINE void tile(const int rows, const int width, const int type, const struc
       if (t->copy) t->copy += width * LANES; \
     } \
   }
-#if defined(FF_AVX512) || defined(__aarch64__)
-#define TILE_CASES_4(type) TILE_CASES(type, 4) TILE_CASES_WIDE(type, 4)
-#else
-#define TILE_CASES_4(type)
-#endif
 
 TILE_PRODUCT(product_f32, FF_KV_F32)
 TILE_PRODUCT(product_f16, FF_KV_F16)

@@ -4,6 +4,7 @@
  * A work item keeps, for each of its query vectors, the running maximum m of the scores in base
  * 2, the running sum l of 2^(score - m) and the running output o (FlashAttention's online
  * softmax). It reads each KV page once and applies it to all of its query vectors, six at a time.
+ * Results do not depend on how a plan cuts the tree into items: see attention-sum.h.
  */
 #include "attention-merge.h"
 #include "attention-softmax.h"
@@ -20,6 +21,9 @@ enum { PREFETCHES = 1 };
 #define WIDEN_BLOCKS 1
 #endif
 
+/* Keeps the compiler from calling memset, which here goes byte by byte. */
+#define NO_MEMSET __asm__ volatile("" ::: "memory")
+
 /* Which slots a block of query vectors sees: the union of its rows; empty where low >= high. */
 struct range {
   isize low, high;
@@ -32,9 +36,11 @@ struct item {
   int kv_type;
   const char *keys, *values; /* of the item's layer and KV head, page 0 */
   float *query;              /* (vectors, head_dim) scaled to base 2 */
-  float *output;             /* (vectors, head_dim) */
-  float *sum;                /* (vectors, LANES) parts of l in each lane */
-  float *maximum;            /* (vectors) */
+  float *output;             /* (vectors, head_dim) of the chunk in hand */
+  double *total;             /* (vectors, head_dim) of the chunks before it */
+  double *sum;               /* (vectors, LANES) parts of l in each lane */
+  float *maximum;            /* (vectors) what output and sum are relative to */
+  float *base;               /* (vectors) what total is relative to */
   float *alpha;              /* (vectors) what the last page scales the old output by */
   float *score;              /* (vectors, PAGE) scores, then probabilities, of the last page */
   struct range *seen;        /* (blocks) slots of the last page that the block sees */
@@ -51,6 +57,7 @@ struct page {
   isize position;      /* of slot 0 */
   isize begin, end;    /* slots that the segment covers */
   int masked;          /* some row does not see all of them */
+  int ends_chunk;      /* outputs go to the totals after this page */
 };
 
 /* The slots of the page that the row may see: not after it, not before its window. */
@@ -96,8 +103,8 @@ static struct range score_block(const struct item *it, const struct page *p, isi
   };
   product(p->type, rows, (int)(last - first), &scores);
 
-  float *sum = it->sum + vector * LANES, *maximum = it->maximum + vector;
-  float *alpha = it->alpha + vector;
+  double *sum = it->sum + vector * LANES;
+  float *maximum = it->maximum + vector, *alpha = it->alpha + vector;
   if (!p->masked && seen.low == 0 && seen.high == PAGE) {
     update_softmax(rows, score, 0, VECTORS, maximum, sum, alpha);
     return seen;
@@ -126,6 +133,14 @@ static void output_block(const struct item *it, const struct page *p, isize vect
       .copy = p->copy,
   };
   product(p->type, rows, (int)(it->head_dim / LANES), &outputs);
+}
+
+/* Adds the block's outputs of a chunk to its totals. */
+static void end_chunk(const struct item *it, isize vector, int rows) {
+  isize head_dim = it->head_dim;
+  for (isize v = vector; v < vector + rows; v++)
+    add_chunk(head_dim, it->output + v * head_dim, it->maximum[v], it->total + v * head_dim,
+              it->base + v);
 }
 
 /* Copies K or V of the page to f32, for pages whose first block may not see all of it. */
@@ -159,6 +174,7 @@ static void attend_page(const struct item *it, struct page *p, const char *keys,
         it->seen[b] = score_block(it, p, vector, rows);
       else if (it->seen[b].low < it->seen[b].high)
         output_block(it, p, vector, rows, it->seen[b]);
+      if (pass == 1 && p->ends_chunk) end_chunk(it, vector, rows);
       p->next = 0;
       if (p->copy) {
         p->data = (const char *)it->wide;
@@ -197,7 +213,10 @@ static void attend_segment(const struct item *it, isize segment, isize next_page
     if (position[row] < least) least = position[row];
     if (position[row] > most) most = position[row];
   }
-  isize window = (isize)image->window;
+  isize start = INTS(image, start)[node], window = (isize)image->window;
+  if (end > most + 1 - start) end = most + 1 - start;
+  if (window > 0 && begin < least - window + 1 - start) begin = least - window + 1 - start;
+  if (begin >= end) return;
   isize offset = INTS(image, first_slot)[node];
   const int32_t *pages = INTS(image, pages) + INTS(image, page_begin)[node];
   isize stride = (isize)image->page_stride;
@@ -205,13 +224,12 @@ static void attend_segment(const struct item *it, isize segment, isize next_page
   for (isize i = (offset + begin) / PAGE; i <= last; i++) {
     isize here = i * PAGE - offset; /* token of the node in slot 0 */
     struct page p;
-    p.position = INTS(image, start)[node] + here;
+    p.position = start + here;
     p.begin = begin > here ? begin - here : 0;
     p.end = end - here < PAGE ? end - here : PAGE;
-    if (p.position + p.begin > most) return;
-    if (window > 0 && p.position + p.end - 1 <= least - window) continue;
     p.masked = p.position + p.end - 1 > least ||
                (window > 0 && p.position + p.begin <= most - window);
+    p.ends_chunk = i == last || (i + 1) % CHUNK_PAGES == 0;
     p.next_offset = ((i < last ? pages[i + 1] : next_page) - pages[i]) * stride;
     attend_page(it, &p, it->keys + pages[i] * stride, it->values + pages[i] * stride,
                 (rows_begin - it->row_begin) * it->group, (rows_end - it->row_begin) * it->group);
@@ -230,35 +248,38 @@ static void begin_item(const struct item *it, isize kv_head) {
       vf_store(it->query + v * it->head_dim + i, vf_load(from + i) * scale);
       vf_store(it->output + v * it->head_dim + i, vf_splat(0.0f));
     }
-    vf_store(it->sum + v * LANES, vf_splat(0.0f));
-    it->maximum[v] = NO_SCORE;
+    for (isize i = 0; i < it->head_dim; i += DOUBLES) {
+      vd_store(it->total + v * it->head_dim + i, vd_splat(0.0));
+      NO_MEMSET;
+    }
+    vd_store(it->sum + v * LANES, vd_splat(0.0));
+    vd_store(it->sum + v * LANES + DOUBLES, vd_splat(0.0));
+    it->maximum[v] = it->base[v] = NO_SCORE;
   }
 }
 
 /*
- * Writes each vector's normalised output where the plan wants its row: final or partial, and
- * merges the rows for which no partial result is missing any more.
+ * Writes each vector's output where the plan wants its row: final or partial, and merges the rows
+ * for which no partial result is missing any more.
  */
 static void end_item(const struct item *it, isize kv_head, const int32_t *destination) {
   const struct attention_image *image = it->image;
-  isize heads = (isize)image->kv_heads * it->group;
+  isize heads = (isize)image->kv_heads * it->group, head_dim = it->head_dim;
   for (isize v = 0; v < it->vectors; v++) {
     isize slot = destination[v / it->group];
     isize head = kv_head * it->group + v % it->group;
-    float sum = sum_of_lanes(vf_load(it->sum + v * LANES));
-    float *to;
+    const double *total = it->total + v * head_dim;
+    struct weight weight = {sum_of_doubles(it->sum + v * LANES), it->maximum[v]};
     if (slot == -2) continue;
     if (slot == -1) {
       isize row = it->row_begin + v / it->group;
-      to = FLOATS(image, output) + row * (isize)image->output_stride + head * it->head_dim;
-    } else {
-      to = FLOATS(image, partial) + (slot * heads + head) * it->head_dim;
-      FLOATS(image, partial_lse)[slot * heads + head] =
-          sum > 0 ? it->maximum[v] + log2_of(sum) : NO_SCORE;
+      merge_head(total, &weight, 1, 0, head_dim,
+                 FLOATS(image, output) + row * (isize)image->output_stride + head * head_dim);
+      continue;
     }
-    vf factor = vf_splat(sum > 0 ? 1.0f / sum : 0.0f);
-    for (isize i = 0; i < it->head_dim; i += LANES)
-      vf_store(to + i, vf_load(it->output + v * it->head_dim + i) * factor);
+    double *to = (double *)(uintptr_t)image->partial + (slot * heads + head) * head_dim;
+    ((struct weight *)(uintptr_t)image->partial_weight)[slot * heads + head] = weight;
+    for (isize i = 0; i < head_dim; i += DOUBLES) vd_store(to + i, vd_load(total + i));
   }
   for (isize row = 0; row < it->vectors / it->group; row++)
     if (destination[row] >= 0) partial_arrived(image, it->row_begin + row, kv_head);
@@ -266,8 +287,8 @@ static void end_item(const struct item *it, isize kv_head, const int32_t *destin
 
 /* Bytes of scratch memory that a worker needs for items of up to `vectors` query vectors. */
 FF_EXPORT int32_t ff_attention_scratch(int32_t head_dim, int32_t vectors) {
-  isize vector = 2 * head_dim + LANES + 2 + PAGE + (isize)(sizeof(struct range) / 4);
-  isize floats = vectors * vector + head_dim * PAGE + 8 * 16;
+  isize vector = 4 * head_dim + 2 * LANES + 3 + PAGE + (isize)(sizeof(struct range) / 4);
+  isize floats = vectors * vector + head_dim * PAGE + 10 * 16;
   return (int32_t)(floats * 4);
 }
 
@@ -294,8 +315,10 @@ static void attend_item(const struct attention_image *image, isize layer, isize 
   it.values = (const char *)(uintptr_t)image->values + base;
   it.query = take(&scratch, it.vectors * it.head_dim);
   it.output = take(&scratch, it.vectors * it.head_dim);
-  it.sum = take(&scratch, it.vectors * LANES);
+  it.total = (double *)take(&scratch, it.vectors * it.head_dim * 2);
+  it.sum = (double *)take(&scratch, it.vectors * LANES * 2);
   it.maximum = take(&scratch, it.vectors);
+  it.base = take(&scratch, it.vectors);
   it.alpha = take(&scratch, it.vectors);
   it.score = take(&scratch, it.vectors * PAGE);
   it.seen = (struct range *)take(&scratch, it.vectors * (isize)(sizeof(struct range) / 4));
