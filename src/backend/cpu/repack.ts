@@ -11,7 +11,7 @@ import type { ProviderKind } from './provider.ts';
 
 /** Output columns of a panel, the unit in which workers share a product. */
 export const PANEL_COLUMNS = 16;
-/** Inputs that share one scale. */
+/** Inputs of a block: weights share one scale or have one for each half, activations the latter. */
 export const BLOCK_COLUMNS = 32;
 
 /** Weight types as the kernels number them (kernels/blocks.h). */

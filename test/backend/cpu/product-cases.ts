@@ -73,15 +73,15 @@ export function randomInputs(rows: number, columns: number, seed: number): Float
   );
 }
 
-/** What ff_quantize_rows makes of activations, as floats: nearest, ties to even, 32 a scale. */
+/** What ff_quantize_rows makes of activations, as floats: nearest, ties to even, 16 a scale. */
 export function quantizedInputs(x: Float32Array): Float64Array {
   const out = new Float64Array(x.length);
-  for (let block = 0; block < x.length; block += 32) {
+  for (let block = 0; block < x.length; block += 16) {
     let largest = 0;
-    for (let i = 0; i < 32; i++) largest = Math.max(largest, Math.abs(x[block + i]));
+    for (let i = 0; i < 16; i++) largest = Math.max(largest, Math.abs(x[block + i]));
     if (!(largest > 1e-36)) continue;
     const inverse = Math.fround(127 / largest);
-    for (let i = 0; i < 32; i++) {
+    for (let i = 0; i < 16; i++) {
       const value = Math.fround(x[block + i] * inverse);
       const low = Math.floor(value);
       const up = value - low > 0.5 || (value - low === 0.5 && low % 2 !== 0);
