@@ -34,6 +34,9 @@ Write what happens next.`;
 const temporary = mkdtempSync(join(tmpdir(), 'flashforge-screenshots-'));
 const pictures = process.env.FLASHFORGE_SCREENSHOTS ?? temporary;
 
+/** What the page has complained about: scripts that fail, files that the policy blocks. */
+const complaints: string[] = [];
+
 const found = await defaultModel();
 const browser = await startBrowser();
 const missing =
@@ -50,9 +53,6 @@ after(async () => {
   await server?.stop();
   rmSync(temporary, { recursive: true, force: true });
 });
-
-/** What the page has complained about: scripts that fail, files that the policy blocks. */
-const complaints: string[] = [];
 
 async function openPage(url: string): Promise<Page> {
   assert.ok('context' in browser);
