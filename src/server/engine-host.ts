@@ -148,6 +148,8 @@ export class EngineHost {
     };
     const { client, info } = await EngineClient.start(start, hooks, this.#controller.signal);
     started = client;
+    // The first statistics come with the first answer.
+    await client.call({ kind: 'resetStats' });
     this.#client = client;
     return info;
   }

@@ -9,7 +9,7 @@ import type { Parts } from './parts.ts';
 import type { Tenant } from './tenants.ts';
 
 /** Why a request was given up. */
-export type StopReason = 'gone' | 'slow' | 'timeout' | 'shutdown';
+export type StopReason = 'gone' | 'slow' | 'timeout';
 
 export class Exchange {
   readonly id: string;

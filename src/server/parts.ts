@@ -5,7 +5,7 @@
 import type { Admission } from './admission.ts';
 import type { BranchStreams } from './dashboard/branch-streams.ts';
 import type { EngineHost } from './engine-host.ts';
-import type { Log } from './log.ts';
+import type { Log, LogWriter } from './log.ts';
 import type { PrefixStore } from './prefix-store.ts';
 import type { Recent } from './recent.ts';
 import type { ServerMetrics } from './server-metrics.ts';
@@ -16,6 +16,7 @@ import type { Tracing } from './tracing.ts';
 export interface Parts {
   readonly settings: Settings;
   readonly log: Log;
+  readonly logWriter: LogWriter;
   readonly host: EngineHost;
   readonly tenants: Tenants;
   readonly admission: Admission;

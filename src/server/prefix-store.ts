@@ -29,6 +29,10 @@ export interface HeldPrefix {
   readonly createdMs: number;
   readonly ttlMs: number;
   lastUseMs: number;
+  /** Tokens that no other prefix accounts for. */
+  ownTokens: number;
+  /** The prefix that accounts for the tokens before those; null = there are none. */
+  accountedBy: string | null;
 }
 
 const SWEEP_MS = 1000;
@@ -113,10 +117,9 @@ export class PrefixStore {
    */
   add(prefix: HeldPrefix, pageSize: number, pages: number): void {
     const allowed = Math.floor(pages * this.#settings.prefixPagesShare);
-    let held = ceilDiv(prefix.tokens, pageSize);
-    // An upper bound: what prefixes share is counted for each. Forks count their own tokens only.
-    for (const each of this.#prefixes.values()) held += this.#ownPages(each, pageSize);
-    if (held > allowed && prefix.parent === null) {
+    let held = ceilDiv(prefix.ownTokens, pageSize);
+    for (const each of this.#prefixes.values()) held += ceilDiv(each.ownTokens, pageSize);
+    if (held > allowed) {
       throw new ApiError(429, `prefixes may hold ${allowed} KV pages, this one makes it ${held}`, {
         code: 'prefix_limit',
         headers: { 'retry-after': '1' },
@@ -126,17 +129,25 @@ export class PrefixStore {
     this.#prefixes.set(prefix.id, prefix);
   }
 
-  #ownPages({ tokens, parent }: HeldPrefix, pageSize: number): number {
-    const shared = parent === null ? 0 : (this.#prefixes.get(parent)?.tokens ?? 0);
-    return ceilDiv(Math.max(1, tokens - shared), pageSize);
-  }
-
   /** Lets a prefix go; requests that run on it are not disturbed. */
   remove(id: string): void {
     const prefix = this.#prefixes.get(id);
     if (prefix === undefined) return;
     this.#prefixes.delete(id);
+    this.#bequeath(prefix);
     this.#host.send({ kind: 'release', branch: prefix.branch });
+  }
+
+  /** What forks share with a prefix that goes stays in the cache: the first one accounts for it. */
+  #bequeath({ id, ownTokens, accountedBy }: HeldPrefix): void {
+    let heir: HeldPrefix | null = null;
+    for (const each of this.#prefixes.values()) {
+      if (each.accountedBy !== id) continue;
+      each.accountedBy = heir === null ? accountedBy : heir.id;
+      if (heir !== null) continue;
+      heir = each;
+      each.ownTokens += ownTokens;
+    }
   }
 
   /** The engine is gone, and every prefix with it. */

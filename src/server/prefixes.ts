@@ -43,6 +43,8 @@ export async function createPrefix(exchange: Exchange): Promise<Response> {
         public: shared,
         salt: placement.salt ?? '',
         parent: null,
+        ownTokens: length,
+        accountedBy: null,
       },
     };
   });
@@ -95,6 +97,8 @@ export async function forkPrefix(exchange: Exchange): Promise<Response> {
         public: false,
         salt: placement.salt ?? '',
         parent: origin.id,
+        ownTokens: length - (cut ?? origin.tokens),
+        accountedBy: origin.id,
       },
     };
   });

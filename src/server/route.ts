@@ -29,7 +29,7 @@ export interface Route {
   readonly errors?: readonly number[];
   /** Says what saved KV reads in headers. */
   readonly savings?: boolean;
-  /** Who may call: anybody, or holders of a key. Metrics are open where the operator says so. */
+  /** Who may call: anybody, or holders of a key where keys are set. */
   readonly access: 'open' | 'key';
   /** Field that holds the prompt, for errors found in the engine. */
   readonly promptField?: string;

@@ -27,7 +27,6 @@ const S = 1000;
 const FINISHED: Readonly<Record<string, string>> = {
   gone: 'abort',
   slow: 'abort',
-  shutdown: 'abort',
   timeout: 'abort',
 };
 

@@ -38,8 +38,6 @@ export interface ServerOptions {
   /** Most prefixes held by clients, and the largest share of the KV pages that they may hold. */
   readonly prefixLimit?: number | undefined;
   readonly prefixPagesShare?: number | undefined;
-  /** Write prompts and answers to the log; default false. */
-  readonly logPrompts?: boolean | undefined;
   /** fatal, error, warn, info (default), debug or silent. */
   readonly logLevel?: string | undefined;
   /** A file for the log; default: standard error. */
@@ -64,7 +62,6 @@ type Defaulted =
   | 'drainMs'
   | 'prefixLimit'
   | 'prefixPagesShare'
-  | 'logPrompts'
   | 'logLevel'
   | 'offline';
 
@@ -115,7 +112,6 @@ export function settingsOf(options: ServerOptions): Settings {
     drainMs: integer('drainMs', 30_000, 0, TIMER_MAX_MS),
     prefixLimit: integer('prefixLimit', 256, 0),
     prefixPagesShare,
-    logPrompts: options.logPrompts ?? false,
     logLevel,
     offline: options.offline ?? false,
   };

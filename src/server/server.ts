@@ -86,7 +86,7 @@ export class ApiServer {
     this.#http.closeIdleConnections();
     await closed;
     clearTimeout(grace);
-    log.flush();
+    this.#parts.logWriter.flushSync();
   }
 }
 
@@ -96,13 +96,14 @@ export class ApiServer {
  */
 export async function startServer(options: ServerOptions = {}): Promise<ApiServer> {
   const settings = settingsOf(options);
-  const log = makeLog(settings);
+  const { log, writer } = makeLog(settings);
   const host = new EngineHost(settings, log);
   const prefixes = new PrefixStore(host, settings);
   host.onLost = () => prefixes.forgetAll();
   const parts: Parts = {
     settings,
     log,
+    logWriter: writer,
     host,
     prefixes,
     tenants: new Tenants(settings),

@@ -3,7 +3,7 @@
  * @module
  */
 import assert from 'node:assert/strict';
-import { readFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { connect, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
@@ -163,6 +163,19 @@ test('a crashed engine: requests fail with an error, the next ones work', async 
   assert.equal((await request(server, '/v1/prefixes/kept')).status, 404);
   assert.equal(await metric(server, 'flashforge:engine_restarts'), 1);
   assert.equal(await held(server), 0);
+});
+
+test('a log that cannot be written stops no request', async (context) => {
+  if (!existsSync('/dev/full')) {
+    context.skip('there is no /dev/full here');
+    return;
+  }
+  const server = await start(['--log-file', '/dev/full']);
+  for (let turn = 0; turn < 5; turn++) {
+    assert.equal((await request(server, '/v1/completions', short)).status, 200);
+  }
+  await until('the reason is told once', () => server.stderr().includes('the log fails'));
+  assert.equal(await server.stop(), 0);
 });
 
 test('SIGTERM lets requests end, refuses new ones, and a second one stops at once', async () => {

@@ -78,6 +78,25 @@ test('a prefix is held, named, forked, listed and let go', async () => {
   await until('no page held', async () => (await held()) === 0);
 });
 
+test('what forks keep of a prefix that is gone still counts against the limit', async () => {
+  const pages = await metric(open, 'flashforge:pages', 'state="free"');
+  assert.ok(pages > 100);
+  const trunk = { text: 'hello world '.repeat(100), id: 'trunk' };
+  const remove = (id: string) =>
+    request(open, `/v1/prefixes/${id}`, undefined, { method: 'DELETE' });
+  const made = await request(open, '/v1/prefixes', trunk);
+  assert.equal(made.status, 201, JSON.stringify(made.body));
+  for (const id of ['left', 'right']) {
+    const fork = await request(open, '/v1/prefixes/trunk/fork', { text: ' x', id });
+    assert.equal(fork.status, 201);
+  }
+  for (const id of ['trunk', 'left']) await remove(id);
+  const right = await request(open, '/v1/prefixes/right');
+  assert.equal(right.body.sharers, 1);
+  await remove('right');
+  await until('no page held', async () => (await metric(open, 'flashforge:prefixes')) === 0);
+});
+
 test('prefixes of messages are continued by messages', async () => {
   const system = { role: 'system', content: 'You are a lighthouse keeper who likes numbers.' };
   const made = await request(open, '/v1/prefixes', { messages: [system], id: 'keeper' });
