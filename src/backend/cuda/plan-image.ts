@@ -21,8 +21,9 @@ const UNIT_TOKENS = 16;
 const NARROW = 1 << 17;
 /** Entries of a tile of 64 tokens. */
 const TILE_ENTRIES = 4;
-/** Consumer warps of a block, and the queue of entries that are for more than one of them. */
-const WIDE = 8;
+/** Consumer warps of a block; the queue of entries that are for more than one of them. */
+const WARPS = 8;
+const WIDE = WARPS;
 /** us of one entry by one warp alone, and of a tile by both groups of warps taking turns. */
 const NARROW_US = 0.35;
 /** Partials of a row up to which one worker merges all query heads of its KV head. */
@@ -257,10 +258,10 @@ export class PlanImageBuilder {
       words[out + 2] = plan.mergeCount[merge];
       words[out + 3] = i;
     }
-    /* Rows with few partials stay together; with many, their query heads go to several workers. */
+    /* What the warps of one worker can merge at once stays together, else heads are spread. */
     let most = 0;
     for (let merge = 0; merge < plan.merges; merge++) most = Math.max(most, plan.mergeCount[merge]);
-    const spread = most > TOGETHER_MAX;
+    const spread = most > TOGETHER_MAX || this.#shape.groupSize > WARPS;
     const shares = spread ? total * this.#shape.groupSize : total;
     const vectors = spread ? 1 : this.#shape.groupSize;
     for (let worker = 0; worker < plan.workers; worker++) {

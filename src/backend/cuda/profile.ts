@@ -12,8 +12,8 @@ const TILE_US = { alone: 0.9, both: 1.1 };
 const ITEM_US = 1.2;
 const SEGMENT_US = 0.01;
 /** Writing and reading a partial, bytes per us of one multiprocessor; waiting for the last one. */
-const PARTIAL_BYTES_PER_US = 60_000;
-const MERGE_US = 3;
+const PARTIAL_BYTES_PER_US = 40_000;
+const MERGE_US = 5;
 
 /** A profile from the device's read bandwidth (bytes per us over all multiprocessors). */
 export function defaultCudaProfile(

@@ -14,6 +14,7 @@
 struct LaunchCount {
   int groups; /* of one launch */
   u32 started;
+  bool told = false;
 
   __device__ LaunchCount(const Attention& a, int groups_of_block) {
     groups = gridDim.x * groups_of_block;
@@ -23,8 +24,9 @@ struct LaunchCount {
   }
 
   /* 0 or 1, for all threads of a group of warps, through a word of shared memory. */
-  __device__ int parity(int* word, int group) const {
-    if (threadIdx.x % 128 == 0) *word = started >= static_cast<u32>(groups);
+  __device__ int parity(int* word, int group) {
+    if (!told && threadIdx.x % 128 == 0) *word = started >= static_cast<u32>(groups);
+    told = true;
     block_sync(1 + group, 128);
     return *word;
   }
@@ -36,8 +38,8 @@ struct Merger {
   static constexpr int kPerLane = (kQuads + 31) / 32;
   static constexpr int kWarps = Shape::kGroups * 4;
   static constexpr int kPartialBytes = Shape::kHeadDim * 4;
-  /* Partials for which loading all at once pays, and registers allow it. */
-  static constexpr int kDirect = FF_PORTABLE ? 4 : 8;
+  /* Partials for which loading all at once pays; without setmaxnreg registers are too few. */
+  static constexpr int kDirect = FF_PORTABLE ? 0 : 8;
   static constexpr int kNoLimit = 0x7fffffff;
   static constexpr int kRoom = sizeof(Shape::Shared::bulk) / (kWarps * kPartialBytes);
   /* Partials that a warp has in shared memory, one a lane. */
@@ -265,7 +267,7 @@ struct Merger {
     }
   }
 
-  __device__ void run(const LaunchCount& launch, int* word) const {
+  __device__ void run(LaunchCount& launch, int* word) const {
     if (count == 0) return;
     wait(launch.parity(word, warp / 4));
     if (count * 2 <= kWarps && merge_of(first).count > kAtOnce) {
@@ -276,7 +278,9 @@ struct Merger {
     /* Vectors that a warp takes at once: as many as have lanes for all of their partials. */
     const int share = (count + kWarps - 1) / kWarps;
     const int end = (warp + 1) * share < count ? (warp + 1) * share : count;
-    if (share == 1 && warp < count && merge_of(first + warp).count <= kDirect) return direct(warp);
+    if constexpr (kDirect > 0)
+      if (share == 1 && warp < count && merge_of(first + warp).count <= kDirect)
+        return direct(warp);
 #pragma unroll 1
     for (int vector = warp * share; vector < end;) {
       int vectors = end - vector < 8 ? end - vector : 8;
