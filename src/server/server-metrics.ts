@@ -35,25 +35,41 @@ export class ServerMetrics {
   readonly #own = this.#families();
   readonly #process = new ProcessMetrics(this.#registry);
 
-  // biome-ignore format: one metric a line reads as a table.
   #families() {
     const r = this.#registry;
     return {
       running: r.gauge('vllm:num_requests_running', 'Sequences in the running batch.'),
       waiting: r.gauge('vllm:num_requests_waiting', 'Sequences that wait for pages or a place.'),
-      usage: r.gauge('vllm:kv_cache_usage_perc', 'Share of KV pages held by running requests and prefixes, 0 to 1.'),
+      usage: r.gauge(
+        'vllm:kv_cache_usage_perc',
+        'Share of KV pages held by running requests and prefixes, 0 to 1.',
+      ),
       usageOld: r.gauge('vllm:gpu_cache_usage_perc', 'The same under its older name.'),
-      queries: r.counter('vllm:prefix_cache_queries_total', 'Prompt tokens looked up in the cache.'),
+      queries: r.counter(
+        'vllm:prefix_cache_queries_total',
+        'Prompt tokens looked up in the cache.',
+      ),
       hits: r.counter('vllm:prefix_cache_hits_total', 'Prompt tokens found in the cache.'),
       config: r.gauge('vllm:cache_config_info', 'The KV cache: page size and number of pages.'),
       promptTokens: r.counter('vllm:prompt_tokens_total', 'Prompt tokens of finished requests.'),
       newTokens: r.counter('vllm:generation_tokens_total', 'New tokens of finished samples.'),
       success: r.counter('vllm:request_success_total', 'Finished samples by reason.'),
-      preemptions: r.gauge('vllm:num_preemptions', 'Sequences that lost their pages and started again.'),
+      preemptions: r.gauge(
+        'vllm:num_preemptions',
+        'Sequences that lost their pages and started again.',
+      ),
       ttft: r.histogram('vllm:time_to_first_token_seconds', 'Arrival to first token.', TTFT_S),
       itl: r.histogram('vllm:inter_token_latency_seconds', 'Time between two tokens.', TPOT_S),
-      tpotOld: r.histogram('vllm:time_per_output_token_seconds', 'The same under its older name.', TPOT_S),
-      tpot: r.histogram('vllm:request_time_per_output_token_seconds', 'Mean time per token of a sample.', TPOT_S),
+      tpotOld: r.histogram(
+        'vllm:time_per_output_token_seconds',
+        'The same under its older name.',
+        TPOT_S,
+      ),
+      tpot: r.histogram(
+        'vllm:request_time_per_output_token_seconds',
+        'Mean time per token of a sample.',
+        TPOT_S,
+      ),
       e2e: r.histogram('vllm:e2e_request_latency_seconds', 'Arrival to end.', E2E_S),
       promptSize: r.histogram('vllm:request_prompt_tokens', 'Prompt tokens of a request.', TOKENS),
       newSize: r.histogram('vllm:request_generation_tokens', 'New tokens of a sample.', TOKENS),
@@ -61,7 +77,10 @@ export class ServerMetrics {
       bytesFlat: r.gauge('flashforge:kv_bytes_flat', 'What it would have read without sharing.'),
       reduction: r.gauge('flashforge:kv_reduction_factor', 'kv_bytes_flat / kv_bytes_read.'),
       planMs: r.gauge('flashforge:plan_seconds', 'Time spent planning steps.'),
-      plansReused: r.gauge('flashforge:plans_reused', 'Steps that took the plan of the step before.'),
+      plansReused: r.gauge(
+        'flashforge:plans_reused',
+        'Steps that took the plan of the step before.',
+      ),
       steps: r.gauge('flashforge:steps', 'Steps of the engine.'),
       stepSeconds: r.gauge('flashforge:step_seconds', 'Time of all steps.'),
       attentionSeconds: r.gauge('flashforge:attention_seconds', 'Time of attention in all steps.'),
@@ -70,7 +89,10 @@ export class ServerMetrics {
       pages: r.gauge('flashforge:pages', 'KV pages by state.'),
       prefixes: r.gauge('flashforge:prefixes', 'Prefixes held by clients.'),
       open: r.gauge('flashforge:requests_open', 'Requests accepted and not finished.'),
-      failed: r.counter('flashforge:requests_failed_total', 'Requests that ended early, by reason.'),
+      failed: r.counter(
+        'flashforge:requests_failed_total',
+        'Requests that ended early, by reason.',
+      ),
       http: r.counter('flashforge:http_responses_total', 'Answers by status.'),
       restarts: r.gauge('flashforge:engine_restarts', 'Engines started again after a failure.'),
     };
