@@ -70,9 +70,8 @@ export function openApiDocument(routes: readonly Route[], facts: DocumentFacts):
 function withModels(schema: Json, models: readonly string[] | null): Json {
   const properties = schema.properties as Record<string, Json> | undefined;
   if (models === null || properties?.model?.type !== 'string') return schema;
-  if (!(schema.required as string[] | undefined)?.includes('messages')) {
-    if (!(schema.required as string[] | undefined)?.includes('prompt')) return schema;
-  }
+  const required = (schema.required ?? []) as string[];
+  if (!['messages', 'prompt', 'input'].some((field) => required.includes(field))) return schema;
   return { ...schema, properties: { ...properties, model: { type: 'string', enum: models } } };
 }
 

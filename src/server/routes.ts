@@ -19,6 +19,8 @@ import {
 } from './misc-routes.ts';
 import * as misc from './misc-schema.ts';
 import { prefixRoutes } from './prefix-routes.ts';
+import { responses } from './responses.ts';
+import { responsesBody, responsesEvent, responsesRequest } from './responses-schema.ts';
 import type { Route } from './route.ts';
 
 const MODEL = { name: 'Model', schema: misc.modelBody };
@@ -54,6 +56,22 @@ const COMPLETION_ROUTES: readonly Route[] = [
     savings: true,
     access: 'key',
     handle: completions,
+  },
+  {
+    method: 'POST',
+    path: '/v1/responses',
+    operation: 'createResponse',
+    summary: "OpenAI's newer API, for text; nothing is stored",
+    tag: 'completions',
+    body: { name: 'ResponsesRequest', schema: responsesRequest },
+    status: 200,
+    answer: { name: 'Response', schema: responsesBody },
+    event: { name: 'ResponseEvent', schema: responsesEvent },
+    errors: [404, 408],
+    savings: true,
+    access: 'key',
+    promptField: 'input',
+    handle: responses,
   },
   {
     method: 'POST',

@@ -225,6 +225,32 @@ test('openai: answers in a JSON schema and as any JSON object', { skip }, async 
   assert.equal(any.choices[0].message.content?.trimStart()[0], '{');
 });
 
+test('openai: responses, whole and as a stream', { skip }, async () => {
+  const body = { model, input: 'Say hello.', temperature: 0, max_output_tokens: 8 };
+  const whole = await openai.responses.create({ ...body, instructions: 'Be brief.' });
+  assert.ok(whole.output_text.length > 0);
+  assert.match(whole.status ?? '', /^(completed|incomplete)$/);
+  assert.ok((whole.usage?.output_tokens ?? 0) > 0);
+  const input = [
+    { role: 'user' as const, content: [{ type: 'input_text' as const, text: 'Say hello.' }] },
+    { role: 'assistant' as const, content: 'Hello.' },
+    { role: 'user' as const, content: 'And again?' },
+  ];
+  let text = '';
+  let last = '';
+  for await (const event of await openai.responses.create({ ...body, input, stream: true })) {
+    if (event.type === 'response.output_text.delta') text += event.delta;
+    if ('response' in event) {
+      const done = event.response.output[0];
+      if (done?.type === 'message' && done.content[0].type === 'output_text') {
+        last = done.content[0].text;
+      }
+    }
+  }
+  assert.ok(text.length > 0);
+  assert.equal(text, last);
+});
+
 test('ai SDK: text, stream and a tool', { skip }, async () => {
   const provider = createOpenAICompatible({
     name: 'flashforge',
