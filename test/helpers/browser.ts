@@ -17,6 +17,7 @@ const FLAGS = [
   '--disable-background-networking',
   '--disable-component-update',
   '--disable-sync',
+  '--lang=en-US',
 ];
 const START_MS = 30_000;
 
@@ -39,6 +40,7 @@ export async function startBrowser(): Promise<TestBrowser | { readonly missing: 
         executablePath,
         args: FLAGS,
         timeout: START_MS,
+        locale: 'en-US',
         viewport: { width: 1440, height: 900 },
       });
       return { context, close: () => context.close().finally(drop) };

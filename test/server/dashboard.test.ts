@@ -66,12 +66,16 @@ async function openPage(url: string): Promise<Page> {
   return opened;
 }
 
+/** Slow machines take their time over a model. */
+const eventually = (what: string, condition: () => Promise<boolean>): Promise<void> =>
+  until(what, condition, 60_000);
 const textOf = (selector: string): Promise<string> => page!.locator(selector).innerText();
 const countOf = (selector: string): Promise<number> => page!.locator(selector).count();
 
 /** @param below show the page down to the end of this */
 async function picture(folder: string, name: string, below = 'footer'): Promise<void> {
   const path = join(folder, `${name}.png`);
+  await page!.evaluate('scrollTo(0, 0)');
   const box = (await page!.locator(below).first().boundingBox())!;
   const width = page!.viewportSize()!.width;
   const clip = { x: 0, y: 0, width, height: Math.ceil(box.y + box.height + 16) };
@@ -86,42 +90,55 @@ async function fork(prompt: string, fields: Readonly<Record<string, string>>): P
 }
 
 test('eight branches stream while the tree grows and the plan is drawn', { skip }, async () => {
-  await until('the page is live', async () => (await textOf('#connection')) === 'Live');
+  await eventually('the page is live', async () => (await textOf('#connection')) === 'Live');
   assert.match(await textOf('#model'), /^SmolLM2-135M-Instruct on cpu/);
   const text = DOCUMENT.replaceAll(/(?<=\S)\n(?=\S)/g, ' ');
   await fork(text, { branches: `${BRANCHES}`, 'max-tokens': '96', seed: '7' });
-  await until('all branches stream', async () => {
+  await eventually('all branches stream', async () => {
     const texts = await page!.locator('.card .text').allInnerTexts();
     return texts.length === BRANCHES && texts.every((text) => text.length > 20);
   });
 
-  const sharers = `[role=treeitem][aria-label*="shared by ${BRANCHES + 1};"]`;
-  await until('the tree shows the shared prompt', async () => (await countOf(sharers)) > 0);
+  // Some may have ended by now; a held prefix is one more sharer.
+  await eventually(
+    'the tree shows the shared prompt',
+    async () => (await mostSharers()) > BRANCHES / 2,
+  );
   const early = await tokensInTree();
-  await until('the tree grows', async () => (await tokensInTree()) > early + BRANCHES);
+  await eventually('the tree grows', async () => (await tokensInTree()) > early + BRANCHES);
   assert.ok((await countOf('[role=treeitem][aria-level="2"]')) >= BRANCHES, 'a node a branch');
   assert.ok(Number(await page!.getAttribute('#plan', 'data-items')) > 0, 'the plan has items');
   assert.match(await textOf('#plan-summary'), /work items? on \d+ workers?.*makespan/);
   assert.ok((await inked('#plan')) > 1000, 'the chart of the plan is drawn');
   await page!.fill('#branches', '4');
   await again(page!.locator('.card').nth(2));
-  await until('they branch again', async () => (await countOf('[aria-level="3"]')) >= 4);
+  await eventually('they branch again', async () => {
+    const texts = await page!.locator('.group').first().locator('.text').allInnerTexts();
+    return texts.length === 4 && texts.every((text) => text.length > 160);
+  });
   await picture(temporary, 'dashboard-all');
   await picture(pictures, 'dashboard', '.group');
 
-  await until('none runs', async () => (await textOf('#playground-status')).startsWith('All'));
+  await eventually('none runs', async () => (await textOf('#playground-status')).startsWith('All'));
   assert.equal(await countOf('.card[data-state=failed]'), 0);
   assert.match(
     await page!.locator('.group .note').last().innerText(),
     /shared by 8 branches; read .* of KV, flat .* ×/,
   );
   assert.equal(await countOf('.group'), 2);
-  await until('throughput is drawn', async () => (await inked('.chart canvas')) > 100);
+  await eventually('throughput is drawn', async () => (await inked('.chart canvas')) > 100);
   assert.match(await textOf('[data-note=saved]'), /^read [\d.]+ .*without sharing/);
 });
 
 const again = (card: Locator): Promise<void> =>
   card.getByRole('button', { name: 'Branch again' }).click();
+
+async function mostSharers(): Promise<number> {
+  const labels = await page!
+    .locator('[role=treeitem]')
+    .evaluateAll((nodes) => nodes.map((node) => node.getAttribute('aria-label') ?? ''));
+  return Math.max(0, ...labels.map((label) => Number(/shared by (\d+)/.exec(label)?.[1] ?? 0)));
+}
 
 /** Tokens in all nodes, as the page says. */
 async function tokensInTree(): Promise<number> {
@@ -148,25 +165,28 @@ function inked(selector: string): Promise<number> {
 
 test('one branch is stopped while the others go on, and branches again', { skip }, async () => {
   await fork('Count to one hundred: 1, 2, 3, 4,', { branches: '3', 'max-tokens': '200', seed: '' });
-  await until('there is a fork', async () => (await countOf('.group')) === 3);
+  await eventually('there is a fork', async () => (await countOf('.group')) === 3);
   const group = page!.locator('.group').first();
   const first = group.locator('.card').first();
-  await until('it streams', async () => (await first.locator('.text').innerText()).length > 5);
+  await eventually('it streams', async () => (await first.locator('.text').innerText()).length > 5);
   await first.getByRole('button', { name: 'Stop' }).click();
-  await until('it is stopped', async () => (await first.getAttribute('data-state')) === 'stopped');
+  await eventually(
+    'it is stopped',
+    async () => (await first.getAttribute('data-state')) === 'stopped',
+  );
   assert.ok((await group.locator('.card[data-state=streaming]').count()) > 0, 'the others go on');
 
   await page!.fill('#branches', '2');
   await page!.fill('#max-tokens', '8');
+  const text = await first.locator('.text').innerText();
   await again(first);
-  await until('there are new branches', async () => (await countOf('.group')) === 4);
+  await eventually('there are new branches', async () => (await countOf('.group')) === 4);
   const newest = page!.locator('.group').first();
   assert.match(await newest.locator('h3').innerText(), /^Fork 4 of branch 3\.1$/);
   const inherited = await newest.locator('.inherited').first().innerText();
-  const text = await first.locator('.text').innerText();
   assert.equal(inherited.slice(-5), text.slice(-5));
   await page!.click('#stop-all');
-  await until('none runs', async () => (await textOf('#playground-status')).startsWith('All'));
+  await eventually('none runs', async () => (await textOf('#playground-status')).startsWith('All'));
 });
 
 test('closing forks lets their prefixes and pages go', { skip }, async () => {
@@ -176,7 +196,7 @@ test('closing forks lets their prefixes and pages go', { skip }, async () => {
   for (let left = 4; left > 0; left--) {
     await page!.locator('.group').first().getByRole('button', { name: 'Close' }).click();
   }
-  await until('no prefix is held', async () => (await held()) === 0);
+  await eventually('no prefix is held', async () => (await held()) === 0);
   const { body } = await request(server!, '/dashboard/state');
   assert.equal(body.pages.held, 0);
 });
@@ -185,10 +205,12 @@ test('what a prompt holds is text, never HTML', { skip }, async () => {
   const bad = '<img src=x onerror="document.title=\'taken\'"><b id=injected>bold</b>';
   await page!.check('input[value=text]');
   await fork(`Repeat: ${bad} ${bad} ${bad} <img`, { branches: '2', 'max-tokens': '16' });
-  await until('it runs', async () => (await countOf('.card')) === 2);
-  await until('it has ended', async () => (await textOf('#playground-status')).startsWith('All'));
+  await eventually('it runs', async () => (await countOf('.card')) === 2);
+  await eventually('it has ended', async () =>
+    (await textOf('#playground-status')).startsWith('All'),
+  );
   await again(page!.locator('.card').first());
-  await until('there are new branches', async () => (await countOf('.group')) === 2);
+  await eventually('there are new branches', async () => (await countOf('.group')) === 2);
   assert.equal(await countOf('#injected, .card img'), 0);
   assert.equal(await page!.title(), 'FlashForge');
 });

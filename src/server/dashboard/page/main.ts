@@ -3,7 +3,7 @@
  * @module
  */
 import { ApiError, call, forgetKey, hasKey, setKey } from './api.ts';
-import { Charts } from './charts.ts';
+import type { Charts } from './charts.ts';
 import { byId, setText } from './dom.ts';
 import { showFigures } from './figures.ts';
 import { PlanView } from './plan-view.ts';
@@ -16,7 +16,6 @@ const IDLE_MS = 1500;
 
 const tree = new TreeView();
 const plan = new PlanView();
-const charts = new Charts();
 const playground = new Playground(() => void update());
 const pause = byId('pause');
 const keyForm = byId<HTMLFormElement>('key-form');
@@ -26,6 +25,14 @@ const forget = byId<HTMLButtonElement>('forget');
 let paused = false;
 let asking = false;
 let timer = 0;
+/** Loaded behind the rest, which is also of use without them. */
+let charts: Charts | null = null;
+import('./charts.ts').then(
+  (loaded) => {
+    charts = new loaded.Charts();
+  },
+  () => setText(byId('charts-window'), 'The charts cannot be loaded.'),
+);
 
 function connection(kind: 'live' | 'wait' | 'lost' | 'paused', text: string): void {
   const element = byId('connection');
@@ -39,7 +46,7 @@ function show(state: State): void {
   showFigures(state);
   tree.show(state.tree.nodes, state.tree.count, state.pages.size);
   plan.show(state.plan);
-  charts.show(state.recent, state.time);
+  charts?.show(state.recent, state.time);
 }
 
 function askForKey(rejected: boolean): void {
