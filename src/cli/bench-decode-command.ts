@@ -8,13 +8,14 @@ import { FlashForgeError } from '../base/errors.ts';
 import { openCheckpoint } from '../checkpoint/open-checkpoint.ts';
 import { openTokenizer } from '../checkpoint/open-tokenizer.ts';
 import { Engine } from '../engine/engine.ts';
-import { loadRunner } from '../model/load-runner.ts';
+import { DEVICE_CHOICES, loadRunner, pickDevice } from '../model/load-runner.ts';
 import { Tokenizer } from '../tokenizer/tokenizer.ts';
 import { assetPath } from './asset-path.ts';
 import {
   type Arguments,
   type Command,
   type Context,
+  DEVICE_OPTION,
   JSON_OPTION,
   MODEL_OPTION,
   PROVIDER_OPTION,
@@ -36,7 +37,7 @@ const BATCH_DEFAULT = 32;
 const NEW_DEFAULT = 32;
 /** What one sequence of the batch may have at most; larger is a slip of the keyboard. */
 const BATCH_MAX = 4096;
-/** Every runner's page. */
+/** Pages that are not on a GPU, where the KV cache is no smaller than the device's free memory. */
 const PAGE_TOKENS = 64;
 
 export const benchDecodeCommand: Command = {
@@ -45,7 +46,7 @@ export const benchDecodeCommand: Command = {
   positionals: [],
   options: [
     MODEL_OPTION,
-    { name: 'device', value: 'NAME', help: 'cpu or reference (default cpu)' },
+    DEVICE_OPTION,
     PROVIDER_OPTION,
     { name: 'shared', value: 'S', help: 'shared tokens, or a list: 512,2048 (default 2048)' },
     { name: 'batch', value: 'B', help: 'sequences, or a list: 1,8,32 (default 32)' },
@@ -61,7 +62,7 @@ export const benchDecodeCommand: Command = {
 async function run(context: Context, given: Arguments): Promise<void> {
   const cases = readCases(given);
   const modes = readModes(given);
-  const device = choiceOption(given, 'device', ['cpu', 'reference'], 'cpu');
+  const device = await pickDevice(choiceOption(given, 'device', DEVICE_CHOICES, 'cpu'));
   const provider = choiceOption(given, 'provider', ['auto', 'native', 'wasm'], 'auto');
   const model = await findModel(context, given.text('model'));
   const checkpoint = openCheckpoint(model.path);
@@ -69,7 +70,10 @@ async function run(context: Context, given: Arguments): Promise<void> {
   const runner = await (async () => {
     try {
       checkContext(cases, limit);
-      const kvPages = Math.max(...cases.map((wanted) => pagesFor(wanted, PAGE_TOKENS)));
+      const kvPages =
+        device === 'cuda'
+          ? undefined
+          : Math.max(...cases.map((wanted) => pagesFor(wanted, PAGE_TOKENS)));
       return await loadRunner(checkpoint, { device, provider, kvPages, log: context.note });
     } finally {
       checkpoint.close();

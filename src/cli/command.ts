@@ -72,6 +72,12 @@ export const JSON_OPTION: Option = {
   help: 'write the report as JSON to FILE, or to standard output without FILE or with -',
 };
 
+export const DEVICE_OPTION: Option = {
+  name: 'device',
+  value: 'NAME',
+  help: 'cpu, cuda, reference, or auto: cuda where there is one (default cpu)',
+};
+
 export const MODEL_OPTION: Option = {
   name: 'model',
   value: 'REF',

@@ -5,9 +5,11 @@
 
 import { megabytes } from '../checkpoint/reference-download.ts';
 import { type Llm, type LoadOptions, load } from '../index.ts';
+import { DEVICE_CHOICES } from '../model/load-runner.ts';
 import {
   type Arguments,
   type Context,
+  DEVICE_OPTION,
   MODEL_OPTION,
   type Option,
   PROVIDER_OPTION,
@@ -15,16 +17,12 @@ import {
 import { choiceOption } from './parse-arguments.ts';
 import { ProgressBar } from './progress-bar.ts';
 
-export const MODEL_OPTIONS: readonly Option[] = [
-  MODEL_OPTION,
-  { name: 'device', value: 'NAME', help: 'cpu or reference (default cpu)' },
-  PROVIDER_OPTION,
-];
+export const MODEL_OPTIONS: readonly Option[] = [MODEL_OPTION, DEVICE_OPTION, PROVIDER_OPTION];
 
 /** Devices and providers as given; checked before anything is loaded. */
 export function deviceOptions(given: Arguments): Pick<LoadOptions, 'device' | 'provider'> {
   return {
-    device: choiceOption(given, 'device', ['cpu', 'reference'], 'cpu'),
+    device: choiceOption(given, 'device', DEVICE_CHOICES, 'cpu'),
     provider: choiceOption(given, 'provider', ['auto', 'native', 'wasm'], 'auto'),
   };
 }

@@ -4,12 +4,14 @@
  */
 import { readFileSync } from 'node:fs';
 import { FlashForgeError } from '../base/errors.ts';
+import { DEVICE_CHOICES } from '../model/load-runner.ts';
 import { startServer } from '../server/server.ts';
 import type { ServerOptions } from '../server/server-options.ts';
 import {
   type Arguments,
   type Command,
   type Context,
+  DEVICE_OPTION,
   MODEL_OPTION,
   PROVIDER_OPTION,
 } from './command.ts';
@@ -32,7 +34,7 @@ export const serveCommand: Command = {
     { name: 'share-across-keys', help: 'let clients with different keys share KV' },
     { name: 'cors-origin', value: 'ORIGINS', help: 'origins that browsers may call from' },
     PROVIDER_OPTION,
-    { name: 'device', value: 'NAME', help: 'cpu or reference (default cpu)' },
+    DEVICE_OPTION,
     { name: 'workers', value: 'N', help: 'compute threads (default one for each core)' },
     { name: 'kv-pages', value: 'N', help: 'KV cache in pages of 64 tokens' },
     { name: 'max-sequences', value: 'N', help: 'sequences that run at a time (default 256)' },
@@ -98,7 +100,7 @@ function optionsOf(given: Arguments): ServerOptions {
     logFile: given.text('log-file'),
     offline: given.has('offline'),
     runner: {
-      device: choiceOption(given, 'device', ['cpu', 'reference'], 'cpu'),
+      device: choiceOption(given, 'device', DEVICE_CHOICES, 'cpu'),
       provider: choiceOption(given, 'provider', ['auto', 'native', 'wasm'], 'auto'),
       workers: integer('workers', 1, 1024),
       kvPages: integer('kv-pages', 1),

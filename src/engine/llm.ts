@@ -11,7 +11,7 @@ import {
   resolveDefaultModel,
   resolveModel,
 } from '../checkpoint/reference.ts';
-import type { Device, KvType, RunnerOptions } from '../model/load-runner.ts';
+import type { DeviceChoice, KvType, RunnerOptions } from '../model/load-runner.ts';
 import type { ChatMessage } from '../tokenizer/chat-template.ts';
 import type { EngineOptions } from './engine.ts';
 import { EngineClient } from './engine-client.ts';
@@ -36,7 +36,7 @@ import type { TokenLogprob } from './sampler.ts';
 
 /** How a model is loaded. Nothing but the model itself has to be given. */
 export interface LoadOptions extends EngineOptions {
-  readonly device?: Device | undefined;
+  readonly device?: DeviceChoice | undefined;
   /** How CPU kernels reach the processor: native, wasm, or auto (the default). */
   readonly provider?: RunnerOptions['provider'];
   /** Threads, the engine's own included; default one for each core. */

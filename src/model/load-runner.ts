@@ -8,13 +8,16 @@ import { FlashForgeError, show } from '../base/errors.ts';
 import type { Checkpoint } from '../checkpoint/checkpoint.ts';
 import type { CostProfile } from '../plan/plan.ts';
 
-export type Device = 'cpu' | 'reference';
+export type Device = 'cpu' | 'cuda' | 'reference';
+/** 'auto' is cuda where there is a device that can be used, else cpu. */
+export type DeviceChoice = Device | 'auto';
+export const DEVICE_CHOICES = ['cpu', 'cuda', 'auto', 'reference'] as const;
 /** Element types of the KV cache. */
 export type KvType = 'f16' | 'f32' | 'bf16';
 
 export interface RunnerOptions {
   /** Default 'cpu'. */
-  readonly device?: Device | undefined;
+  readonly device?: DeviceChoice | undefined;
   /** How CPU kernels reach the processor; default 'auto'. */
   readonly provider?: 'auto' | 'native' | 'wasm' | undefined;
   /** Threads, the caller included; default one for each core. */
@@ -22,7 +25,7 @@ export interface RunnerOptions {
   /** Size of the KV cache: pages, or bytes where pages are not given. */
   readonly kvPages?: number | undefined;
   readonly kvBytes?: number | undefined;
-  /** Default 'f16'. */
+  /** Default 'f16'; on CUDA the type of weights and activations too, by default the file's. */
   readonly kvType?: KvType | undefined;
   /** Most rows of one step; default 512. */
   readonly maxRows?: number | undefined;
@@ -42,11 +45,15 @@ export async function loadRunner(
   checkpoint: Checkpoint,
   options: RunnerOptions = {},
 ): Promise<Runner> {
-  const device = options.device ?? 'cpu';
+  const device = await pickDevice(options.device);
   switch (device) {
     case 'cpu': {
       const { loadCpuRunner } = await import('./load-cpu.ts');
       return loadCpuRunner(checkpoint, options);
+    }
+    case 'cuda': {
+      const { loadCudaRunner } = await import('./load-cuda.ts');
+      return loadCudaRunner(checkpoint, options);
     }
     case 'reference': {
       const { loadReferenceRunner } = await import('./load-reference.ts');
@@ -56,7 +63,14 @@ export async function loadRunner(
       device satisfies never;
       throw new FlashForgeError(
         'usage',
-        `device must be cpu or reference, got ${show(options.device)}`,
+        `device must be cpu, cuda, auto or reference, got ${show(options.device)}`,
       );
   }
+}
+
+/** The device that 'auto' stands for on this machine. */
+export async function pickDevice(choice: DeviceChoice = 'cpu'): Promise<Device> {
+  if (choice !== 'auto') return choice;
+  const { hasCuda } = await import('./load-cuda.ts');
+  return (await hasCuda()) ? 'cuda' : 'cpu';
 }

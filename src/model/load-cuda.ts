@@ -1,0 +1,153 @@
+/**
+ * The CUDA runner for a checkpoint: kernels, weights in 16 bits, a KV pool that takes a share of
+ * the device's memory.
+ * @module
+ */
+import type { Runner } from '../backend/backend.ts';
+import { TreeAttention } from '../backend/cuda/attention.ts';
+import { BenchTools } from '../backend/cuda/bench-tools.ts';
+import { Cuda } from '../backend/cuda/driver.ts';
+import { KernelLoader } from '../backend/cuda/kernel-loader.ts';
+import { CublasLt } from '../backend/cuda/model/cublas.ts';
+import { allocateBuffers, type HalfType } from '../backend/cuda/model/cuda-model.ts';
+import { DecoderKernels } from '../backend/cuda/model/cuda-ops.ts';
+import { CudaRunner } from '../backend/cuda/model/cuda-runner.ts';
+import { WeightUpload } from '../backend/cuda/model/weight-upload.ts';
+import { defaultCudaProfile } from '../backend/cuda/profile.ts';
+import type { AttentionSpec } from '../backend/cuda/variants.ts';
+import { checkInteger, FlashForgeError } from '../base/errors.ts';
+import type { Checkpoint } from '../checkpoint/checkpoint.ts';
+import { PLAN_SHAPES } from '../plan/default-profile.ts';
+import { DEFAULT_PLAN_OPTIONS } from '../plan/make-plan.ts';
+import { forward } from './decoder.ts';
+import type { RunnerOptions } from './load-runner.ts';
+import { ropeTables } from './rope.ts';
+
+const DEFAULT_ROWS = 512;
+/** What the KV pool takes of the memory that weights and buffers leave free. */
+const KV_SHARE = 0.9;
+const PAGE_TOKENS = PLAN_SHAPES.cuda.pageSize;
+
+/** Whether this machine has a CUDA device that can be used. */
+export async function hasCuda(): Promise<boolean> {
+  try {
+    (await Cuda.open()).close();
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** @throws FlashForgeError as loadRunner. */
+export async function loadCudaRunner(
+  checkpoint: Checkpoint,
+  options: RunnerOptions,
+): Promise<Runner> {
+  const maxRows = checkInteger('usage', 'maxRows', options.maxRows ?? DEFAULT_ROWS, 1);
+  const dtype = halfType(checkpoint, options);
+  const cuda = await Cuda.open();
+  try {
+    return await load(cuda, checkpoint, dtype, maxRows, options);
+  } catch (error) {
+    // The context takes with it whatever had been allocated.
+    cuda.close();
+    throw error;
+  }
+}
+
+/** The type that is kept for weights, activations and KV: that of the file where it can be. */
+function halfType({ tensors }: Checkpoint, { kvType }: RunnerOptions): HalfType {
+  if (kvType === 'f32') {
+    throw new FlashForgeError('usage', 'kvType must be f16 or bf16 on CUDA, got "f32"');
+  }
+  return kvType ?? (tensors.get('0.q')?.type === 'BF16' ? 'bf16' : 'f16');
+}
+
+async function load(
+  cuda: Cuda,
+  checkpoint: Checkpoint,
+  dtype: HalfType,
+  maxRows: number,
+  options: RunnerOptions,
+): Promise<Runner> {
+  const { config } = checkpoint;
+  const { heads, kvHeads, headDim, slidingWindow } = config;
+  const spec: AttentionSpec = {
+    ...{ headDim, kvHeads, dtype },
+    groupSize: heads / kvHeads,
+    pageSize: PAGE_TOKENS,
+  };
+  const loader = await KernelLoader.open(cuda);
+  const cublas = await CublasLt.open(cuda);
+  const stream = cuda.stream();
+  options.log?.(`CUDA kernels for ${cuda.info.name}, compiled by NVRTC or from the cache`);
+  const attention = new TreeAttention(loader, spec, stream, { window: slidingWindow !== null });
+  const kernels = new DecoderKernels(loader, headDim, PAGE_TOKENS, dtype);
+  const profile =
+    options.profile ??
+    defaultCudaProfile(
+      spec,
+      cuda.info.multiprocessors,
+      readBytesPerUs(loader, dtype),
+      attention.variant,
+    );
+  const upload = new WeightUpload(
+    ...([cuda, stream, kernels.get('ff_round'), dtype, options.onProgress] as const),
+  );
+  const model = upload.load(checkpoint, ropeTables(config, config.contextLength));
+  upload.close();
+  const buffers = allocateBuffers(cuda, config, maxRows, stream);
+
+  const tokenBytes = config.layers * kvHeads * headDim * 4;
+  const pages = kvPages(cuda, tokenBytes * PAGE_TOKENS, options);
+  const kv = cuda.alloc(pages * PAGE_TOKENS * tokenBytes);
+  // Slots that nobody has written are multiplied by zero: they must not hold infinities.
+  cuda.fill(kv.address, 0, kv.bytes, stream);
+  stream.synchronize();
+  const kvLayerBytes = pages * attention.pageBytes;
+  return new CudaRunner({
+    parts: {
+      ...{ cuda, stream, kernels, cublas, attention, model, buffers, kvLayerBytes },
+      kv: kv.address,
+    },
+    forward,
+    planSpec: {
+      ...{ kvHeads, headDim, profile },
+      groupSize: spec.groupSize,
+      pageSize: PAGE_TOKENS,
+      workers: cuda.info.multiprocessors,
+      taskRows: attention.variant.taskRows,
+      options: DEFAULT_PLAN_OPTIONS,
+    },
+    pages,
+    tokenBytes,
+    owned: [...upload.memory, kv],
+    providerWhy: `${cuda.info.name}, ${dtype}, kernels by NVRTC, products by cuBLASLt`,
+  });
+}
+
+/** @throws FlashForgeError 'usage' for a size that is no positive integer, 'device' for no room. */
+function kvPages(cuda: Cuda, pageBytes: number, options: RunnerOptions): number {
+  if (options.kvPages !== undefined) return checkInteger('usage', 'kvPages', options.kvPages, 1);
+  const [free] = cuda.memory();
+  if (options.kvBytes !== undefined) {
+    return Math.floor(checkInteger('usage', 'kvBytes', options.kvBytes, pageBytes) / pageBytes);
+  }
+  const pages = Math.floor((free * KV_SHARE) / pageBytes);
+  if (pages > 0) return pages;
+  throw new FlashForgeError(
+    'device',
+    `the model leaves ${(free / 2 ** 20).toFixed(0)} MiB of the device's memory free, too little ` +
+      'for a page of KV cache: use a smaller model or --device cpu',
+  );
+}
+
+/** The device's read bandwidth, which the planner's costs follow from. */
+function readBytesPerUs(loader: KernelLoader, dtype: HalfType): number {
+  const tools = new BenchTools(loader, dtype);
+  try {
+    return tools.readBandwidth();
+  } finally {
+    tools.free();
+  }
+}
