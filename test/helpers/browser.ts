@@ -30,14 +30,15 @@ export interface TestBrowser {
 /** A browser with a profile of its own, or why none starts. */
 export async function startBrowser(): Promise<TestBrowser | { readonly missing: string }> {
   const reasons: string[] = [];
-  for (const find of [...SYSTEM.map((path) => async () => path), packaged]) {
-    const profile = mkdtempSync(join(tmpdir(), 'flashforge-browser-'));
-    const drop = (): void => rmSync(profile, { recursive: true, force: true });
+  for (const find of [...SYSTEM.map((path) => async () => ({ path, env: {} })), packaged]) {
+    const folder = mkdtempSync(join(tmpdir(), 'flashforge-browser-'));
+    const drop = (): void => rmSync(folder, { recursive: true, force: true });
     try {
-      const executablePath = await find();
-      if (!existsSync(executablePath)) throw new Error(`${executablePath} is not here`);
-      const context = await chromium.launchPersistentContext(profile, {
-        executablePath,
+      const { path, env } = await find(folder);
+      if (!existsSync(path)) throw new Error(`${path} is not here`);
+      const context = await chromium.launchPersistentContext(join(folder, 'profile'), {
+        executablePath: path,
+        env: { ...process.env, ...env },
         args: FLAGS,
         timeout: START_MS,
         locale: 'en-US',
@@ -52,7 +53,30 @@ export async function startBrowser(): Promise<TestBrowser | { readonly missing: 
   return { missing: `no Chromium starts: ${reasons.join('; ')}` };
 }
 
-async function packaged(): Promise<string> {
-  const { default: brought } = await import('@sparticuz/chromium');
-  return brought.executablePath();
+interface Found {
+  readonly path: string;
+  /** What it needs in its environment. */
+  readonly env: Readonly<Record<string, string>>;
+}
+
+/**
+ * Unpacks the package's browser, and the libraries and fonts it needs beyond the C library, which
+ * the package only does when it believes itself to be where it was made for.
+ */
+async function packaged(folder: string): Promise<Found> {
+  const names = ['TMPDIR', 'AWS_EXECUTION_ENV', 'LD_LIBRARY_PATH', 'FONTCONFIG_PATH'];
+  const before = names.map((name) => [name, process.env[name]] as const);
+  process.env.TMPDIR = folder;
+  process.env.AWS_EXECUTION_ENV = 'AWS_Lambda_nodejs20.x';
+  try {
+    const { default: brought } = await import('@sparticuz/chromium');
+    const path = await brought.executablePath();
+    const libraries = join(folder, 'al2023', 'lib');
+    return { path, env: { LD_LIBRARY_PATH: libraries, FONTCONFIG_PATH: join(folder, 'fonts') } };
+  } finally {
+    for (const [name, value] of before) {
+      if (value === undefined) delete process.env[name];
+      else process.env[name] = value;
+    }
+  }
 }

@@ -93,7 +93,7 @@ test('eight branches stream while the tree grows and the plan is drawn', { skip 
   await eventually('the page is live', async () => (await textOf('#connection')) === 'Live');
   assert.match(await textOf('#model'), /^SmolLM2-135M-Instruct on cpu/);
   const text = DOCUMENT.replaceAll(/(?<=\S)\n(?=\S)/g, ' ');
-  await fork(text, { branches: `${BRANCHES}`, 'max-tokens': '96', seed: '7' });
+  await fork(text, { branches: `${BRANCHES}`, 'max-tokens': '64', seed: '7' });
   await eventually('all branches stream', async () => {
     const texts = await page!.locator('.card .text').allInnerTexts();
     return texts.length === BRANCHES && texts.every((text) => text.length > 20);
