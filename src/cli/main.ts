@@ -47,6 +47,10 @@ const COMMANDS: Readonly<Record<string, { summary: string; load: () => Promise<C
     summary: 'measure decode steps of a model with and without sharing',
     load: async () => (await import('./bench-decode-command.ts')).benchDecodeCommand,
   },
+  'bench tpot': {
+    summary: 'measure time per output token of batches that share a prompt',
+    load: async () => (await import('./bench-tpot-command.ts')).benchTpotCommand,
+  },
   doctor: {
     summary: 'show what this machine offers',
     load: async () => (await import('./doctor-command.ts')).doctorCommand,

@@ -262,12 +262,16 @@ export class Engine {
 
   /** Hands results to the owners. One may preempt another, whose turn comes again later then. */
   #deliver(entries: readonly BatchEntry[], batch: Batch, output: StepOutput): void {
-    const vocab = output.logits.length / Math.max(1, batch.logitEntries.length);
+    const count = batch.logitEntries.length;
     batch.logitEntries.forEach((index, row) => {
       const { sequence, path, to } = entries[index];
       if (sequence.path !== path || path.length !== to) return;
       sequence.owner.onComputed(sequence, {
-        logits: output.logits.subarray(row * vocab, (row + 1) * vocab),
+        // Read only when asked for: a device copies all logits then.
+        get logits() {
+          const vocab = output.logits.length / count;
+          return output.logits.subarray(row * vocab, (row + 1) * vocab);
+        },
         argmax: output.argmax[row],
         logSumExp: output.logSumExp[row],
       });
