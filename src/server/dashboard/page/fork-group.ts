@@ -166,7 +166,8 @@ export class ForkGroup {
 
   #describe(): void {
     const { prefix, sampling } = this.init;
-    const shared = `${count(prefix.tokens, 'token')} shared by ${count(sampling.branches, 'branch', 'branches')}`;
+    const branches = count(sampling.branches, 'branch', 'branches');
+    const shared = `${count(prefix.tokens, 'token')} shared by ${branches}`;
     const done = this.cards.flatMap(({ usage }) => (usage === null ? [] : [usage.kv_cache]));
     if (done.length === 0) {
       setText(this.#note, shared);
