@@ -82,17 +82,12 @@ async function compute(runner: Runner, { ids, float32 }: Fixture): Promise<Compu
 }
 
 /**
- * Where the best two logits of float32 are nearer than this, another order is rounding: four times
- * the rms error of a log-probability, which is 0.11 for llama.cpp and for us, because both round
- * the inputs of each product to 8 bits.
+ * Where the best two logits of float32 are nearer than this, another order is rounding: both round
+ * the inputs of each product to 8 bits, we with a scale per 16 inputs and llama.cpp per 32. The
+ * rms error of a log-probability is 0.085 for us; over 3,000 positions it reaches four times that,
+ * and this is five times.
  */
 const NUMERICAL_ERROR = 0.45;
-/**
- * Equal rounding schemes give errors of equal size, not equal errors: over these prompts our own
- * builds (instruction sets, KV types) differ by 4 per cent from one another, llama.cpp's two
- * attention kernels by 3.
- */
-const LARGER_THAN_LLAMA_CPP = 1.08;
 
 const folder = fixturePath('smollm2');
 const fixtures = readdirSync(folder).map((file) => ({
@@ -152,7 +147,9 @@ const PROVIDERS = [
 ] as const;
 
 for (const { provider, tokensMax, skip } of PROVIDERS) {
-  test(`${provider}: as near to float32 as llama.cpp`, { skip: model.skip || skip }, async (t) => {
+  test(`${provider}: no farther from float32 than llama.cpp`, {
+    skip: model.skip || skip,
+  }, async (t) => {
     const checkpoint = openCheckpoint(model.path);
     const runner = await loadRunner(checkpoint, { provider, kvPages: KV_PAGES, maxRows: CHUNK });
     checkpoint.close();
@@ -180,8 +177,8 @@ for (const { provider, tokensMax, skip } of PROVIDERS) {
         `rms ${distance.rms.toFixed(4)} and ${peer.rms.toFixed(4)}, ` +
         `KL ${distance.kl.toFixed(5)} and ${peer.kl.toFixed(5)}`,
     );
-    assert.ok(ours >= theirs - positions / 100, `${ours} best tokens, llama.cpp has ${theirs}`);
-    assert.ok(distance.rms <= peer.rms * LARGER_THAN_LLAMA_CPP, `rms ${distance.rms}`);
-    assert.ok(distance.kl <= peer.kl * LARGER_THAN_LLAMA_CPP ** 2, `KL ${distance.kl}`);
+    assert.ok(ours >= theirs, `${ours} best tokens, llama.cpp has ${theirs}`);
+    assert.ok(distance.rms <= peer.rms, `rms ${distance.rms}, llama.cpp has ${peer.rms}`);
+    assert.ok(distance.kl <= peer.kl, `KL ${distance.kl}, llama.cpp has ${peer.kl}`);
   });
 }

@@ -2,10 +2,10 @@
  * One integer dot product per instruction set: LANES output columns x 4 inputs at a time.
  *
  * Weights are prepared once per tile (`weight8` from bytes, `weight4` from nibbles) and used for
- * every row; `dot8` and `dot4` add 4 products a lane to an accumulator. Blocks of 32 inputs start
- * with `dot_start` and end with `dot_finish`, which also take the weights' zero point: `zero` is
- * minus the zero point times the sum of the block's activations. Sums are exact integers, so all
- * instruction sets and tile shapes give the same result.
+ * every row; `dot8` and `dot4` add 4 products a lane to an accumulator. Sums of up to 32 inputs
+ * start with `dot8_start`, where `zero` is -128 times the sum of the inputs, or with 0 and end
+ * with `dot4_finish`. They are exact integers, so all instruction sets and tile shapes give the
+ * same result.
  *
  * Bytes are stored plus 128 where the instruction wants them unsigned (FF_UNSIGNED8). Inputs are
  * int8, or int16 where there is only a 16-bit product (FF_WIDE_INPUT: WebAssembly); then weights
@@ -45,7 +45,6 @@ FF_INLINE vi dot8(vi acc, weight_t w, const input_t *x) {
 #endif
 }
 FF_INLINE vi dot4(vi acc, weight_t w, const input_t *x) { return dot8(acc, w, x); }
-#define FF_ZERO_AT_START 1
 
 #elif defined(FF_AVX512)
 /* 16-bit pair sums saturate for u8 x s8: multiply |w| by x with w's sign instead. */
@@ -159,17 +158,15 @@ typedef weight_t nibble_t;
 typedef input_t nibble_input_t;
 #endif
 
-#if defined(FF_ZERO_AT_START)
-FF_INLINE vi dot_start(int32_t zero) { return vi_splat(zero); }
-FF_INLINE vi dot8_finish(vi acc, int32_t zero) { return (void)zero, acc; }
-FF_INLINE vi dot4_finish(vi acc, int32_t zero) { return (void)zero, acc; }
+#if defined(FF_UNSIGNED8)
+FF_INLINE vi dot8_start(int32_t zero) { return vi_splat(zero); }
 #else
-FF_INLINE vi dot_start(int32_t zero) { return (void)zero, vi_splat(0); }
-FF_INLINE vi dot8_finish(vi acc, int32_t zero) { return (void)zero, acc; }
+FF_INLINE vi dot8_start(int32_t zero) { return (void)zero, vi_splat(0); }
+#endif
+
 #if !defined(FF_FINISH4)
 #define FF_FINISH4(acc) (acc)
 #endif
-FF_INLINE vi dot4_finish(vi acc, int32_t zero) { return FF_FINISH4(acc) + zero; }
-#endif
+FF_INLINE vi dot4_finish(vi acc) { return FF_FINISH4(acc); }
 
 #endif

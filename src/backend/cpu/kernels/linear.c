@@ -90,28 +90,20 @@ FF_INLINE void dot_nibbles(int rows, const tile_operands *t, int b, int half, co
   }
 }
 
-/* What the weights' zero point makes of the inputs of a block's half. */
-FF_INLINE int32_t zero_of(int form, const input_block *x, int half, int lane) {
-  if (form == FORM_N4) return x->zero[half][lane] >> 4;
-  return form_is_nibbles(form) ? 0 : x->zero[half][lane];
-}
-
 /* Products of half a block in units of the inputs' scale. */
 FF_INLINE void dot_half(int form, int rows, const tile_operands *t, int b, int half,
                         const uint8_t *w, vi dot[GROUP_ROWS][TILE_VECTORS]) {
+  int nibbles = form_is_nibbles(form);
   UNROLL
   for (int r = 0; r < rows; r++)
     for (int v = 0; v < t->vectors; v++)
-      dot[r][v] = dot_start(zero_of(form, t->x + b, half, lane_of(rows, t, r)));
-  if (form_is_nibbles(form)) dot_nibbles(rows, t, b, half, w, dot);
+      dot[r][v] = nibbles ? vi_splat(0) : dot8_start(t->x[b].zero[half][lane_of(rows, t, r)]);
+  if (nibbles) dot_nibbles(rows, t, b, half, w, dot);
   else dot_bytes(rows, t, b, half, w, dot);
   UNROLL
   for (int r = 0; r < rows; r++)
-    for (int v = 0; v < t->vectors; v++) {
-      int32_t zero = zero_of(form, t->x + b, half, lane_of(rows, t, r));
-      dot[r][v] = form_is_nibbles(form) ? dot4_finish(dot[r][v], zero)
-                                        : dot8_finish(dot[r][v], zero);
-    }
+    for (int v = 0; v < t->vectors; v++)
+      if (nibbles) dot[r][v] = dot4_finish(dot[r][v]);
 }
 
 /* The two halves of a block, each times its inputs' scale. Weights with a scale for each half
@@ -130,7 +122,10 @@ FF_INLINE void dot_block(int form, int rows, const tile_operands *t, int b, cons
         if (form == FORM_B8_HALVES)
           scale *= load_scale(form, scales + v * t->scale_step, half * PANEL);
         vf value = __builtin_convertvector(dot[r][v], vf);
-        if (half == 0 && form != FORM_B8_HALVES) product[r][v] = value * scale;
+        /* Nibbles are the weights plus 8, inputs times 8 are taken away again. */
+        if (half == 0 && form == FORM_N4)
+          product[r][v] = vf_splat(t->x[b].sum[lane_of(rows, t, r)]) * -8.0f;
+        if (half == 0 && form != FORM_N4 && form != FORM_B8_HALVES) product[r][v] = value * scale;
         else product[r][v] = vf_fma(value, scale, product[r][v]);
       }
     }
