@@ -43,6 +43,7 @@ function buildPage(): void {
   const uplot = join(root, 'node_modules/uplot/dist');
   cpSync(join(uplot, 'uPlot.esm.js'), join(into, 'uplot.js'));
   cpSync(join(uplot, 'uPlot.min.css'), join(into, 'uplot.css'));
+  cpSync(join(uplot, '../LICENSE'), join(into, 'uplot.LICENSE.txt'));
   const tsc = join(root, 'node_modules/typescript/bin/tsc');
   const words = [tsc, '-p', join(root, page), '--outDir', into];
   execFileSync(process.execPath, words, { stdio: 'inherit' });
