@@ -5,9 +5,9 @@
  * (keys x headDim). So keys, then head dimensions, lie in SIMD lanes, no transposition is needed,
  * and the same code serves a node shared by hundreds of rows and one request's own tokens.
  *
- * Sizes are compile-time constants: only then do the accumulators stay in registers. Every sum is
- * one chain of multiply-adds in the order of k, whatever the tile's size, so that an output does not
- * depend on the query vectors beside it.
+ * Sizes are compile-time constants: only then do the accumulators stay in registers. Every sum
+ * is one chain of multiply-adds in the order of k, whatever the tile's size, so that an output
+ * does not depend on the query vectors beside it.
  */
 #ifndef FF_ATTENTION_TILE_H
 #define FF_ATTENTION_TILE_H

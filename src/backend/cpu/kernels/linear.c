@@ -4,8 +4,8 @@
  * x comes quantised (quantize.h), W repacked (panels.h). A tile is 4 rows (or 1) x 2 vectors of
  * output columns with all its sums in registers; panels are the outer loop, row tiles the inner
  * one, so that a panel read from memory is used for all rows while it lies in the cache, and the
- * next one is asked for meanwhile. An output's terms are added in the order of the inputs whatever the
- * tile, so results do not depend on the batch or on how workers share the work.
+ * next one is asked for meanwhile. An output's terms are added in the order of the inputs
+ * whatever the tile, so results do not depend on the batch or on how workers share the work.
  */
 #include "output.h"
 #include "panels.h"
