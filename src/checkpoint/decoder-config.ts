@@ -75,6 +75,14 @@ export class Fields {
   }
 }
 
+/** Values of one head: as the file says under `key`, else the width shared among the heads. */
+export function headDimension(fields: Fields, key: string, hidden: number, heads: number): number {
+  if (!fields.has(key) && hidden % heads !== 0) {
+    throw modelError(fields.source, `its width ${hidden} is no multiple of its ${heads} heads`);
+  }
+  return fields.integer(key, LIMITS.headDim, hidden / heads);
+}
+
 /** The error for a family that cannot be run. */
 export const unknownArchitecture = (
   source: string,

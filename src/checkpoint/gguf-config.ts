@@ -4,7 +4,13 @@
  */
 import { show } from '../base/errors.ts';
 import type { DecoderConfig, RopeScaling } from './checkpoint.ts';
-import { checkedConfig, Fields, LIMITS, unknownArchitecture } from './decoder-config.ts';
+import {
+  checkedConfig,
+  Fields,
+  headDimension,
+  LIMITS,
+  unknownArchitecture,
+} from './decoder-config.ts';
 import { dequantize } from './dequantize.ts';
 import type { GgufHeader, GgufTensor } from './gguf.ts';
 import type { ModelFile } from './model-file.ts';
@@ -40,7 +46,7 @@ export function configFromGguf(
 
   const hidden = fields.integer('embedding_length', LIMITS.width);
   const heads = perLayer(fields, 'attention.head_count', LIMITS.heads);
-  const headDim = fields.integer('attention.key_length', LIMITS.headDim, hidden / heads);
+  const headDim = headDimension(fields, 'attention.key_length', hidden, heads);
   fields.only('attention.value_length', headDim);
   fields.only('rope.dimension_count', headDim);
   const factors = find(ROPE_FACTORS);

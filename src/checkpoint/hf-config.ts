@@ -5,7 +5,13 @@
  */
 import { show } from '../base/errors.ts';
 import type { DecoderConfig, RopeScaling } from './checkpoint.ts';
-import { checkedConfig, Fields, LIMITS, unknownArchitecture } from './decoder-config.ts';
+import {
+  checkedConfig,
+  Fields,
+  headDimension,
+  LIMITS,
+  unknownArchitecture,
+} from './decoder-config.ts';
 import { isJsonObject } from './safetensors.ts';
 
 /** Families that are a setting of DecoderConfig; SmolLM2 is a llama. */
@@ -33,11 +39,10 @@ export function configFromJson(
 
   const hidden = fields.integer('hidden_size', LIMITS.width);
   const heads = fields.integer('num_attention_heads', LIMITS.heads);
-  const headDim = fields.integer(
-    'head_dim',
-    LIMITS.headDim,
-    architecture === 'qwen3' ? QWEN3_HEAD_DIM : hidden / heads,
-  );
+  const headDim =
+    architecture === 'qwen3'
+      ? fields.integer('head_dim', LIMITS.headDim, QWEN3_HEAD_DIM)
+      : headDimension(fields, 'head_dim', hidden, heads);
   const layers = fields.integer('num_hidden_layers', LIMITS.layers);
   const rope = ropeFields(fields);
   const position = fields.integer('max_position_embeddings', LIMITS.context);

@@ -5,6 +5,7 @@
  */
 import { closeSync, fstatSync, openSync, readSync, statSync } from 'node:fs';
 import { FlashForgeError } from '../base/errors.ts';
+import { fileReason } from '../base/file-errors.ts';
 
 /** Linux reads at most 2 GiB less a page at once; smaller pieces cost nothing. */
 const READ_BYTES_MAX = 1 << 30;
@@ -30,7 +31,7 @@ export class ModelFile {
       this.size = fstatSync(this.#descriptor).size;
     } catch (error) {
       if (error instanceof FlashForgeError) throw error;
-      throw modelError(path, `cannot be opened (${(error as Error).message})`, error);
+      throw modelError(path, `cannot be opened: ${fileReason(error)}`, error);
     }
   }
 

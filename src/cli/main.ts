@@ -7,6 +7,7 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { FlashForgeError, show } from '../base/errors.ts';
+import { fileReason } from '../base/file-errors.ts';
 import { packageRoot } from './asset-path.ts';
 import type { Command } from './command.ts';
 import { makeContext } from './console.ts';
@@ -128,7 +129,9 @@ for (const name of ['SIGINT', 'SIGTERM'] as const) {
 }
 // A reader that closed the pipe (`| head`) has what it wanted.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-  process.exit(error.code === 'EPIPE' ? 0 : EXIT_FAILED);
+  if (error.code === 'EPIPE') process.exit(0);
+  process.stderr.write(`flashforge: the output cannot be written: ${fileReason(error)}\n`);
+  process.exit(EXIT_FAILED);
 });
 
 try {

@@ -4,6 +4,7 @@
  */
 import { readFileSync } from 'node:fs';
 import { FlashForgeError, show } from '../base/errors.ts';
+import { fileReason } from '../base/file-errors.ts';
 import type { ChatMessage } from '../tokenizer/chat-template.ts';
 
 /** A plain text goes to the model as it is; messages go through the model's chat template. */
@@ -75,10 +76,9 @@ export function withPrefix(prefix: string, prompt: Prompt): Prompt {
 /** @throws FlashForgeError 'input' when the file cannot be read. */
 export function readText(path: string, option: string): string {
   try {
-    return readFileSync(path, 'utf8');
+    return new TextDecoder('utf-8', { fatal: true }).decode(readFileSync(path));
   } catch (cause) {
-    const { code } = cause as NodeJS.ErrnoException;
-    const reason = code === 'ENOENT' ? 'there is no such file' : code;
+    const reason = cause instanceof TypeError ? 'it is not UTF-8 text' : fileReason(cause);
     throw new FlashForgeError('input', `${option} ${path} cannot be read: ${reason}`, { cause });
   }
 }

@@ -4,6 +4,7 @@
  */
 import { readFileSync } from 'node:fs';
 import { FlashForgeError } from '../base/errors.ts';
+import { fileReason } from '../base/file-errors.ts';
 import { DEVICE_CHOICES } from '../model/load-runner.ts';
 import { startServer } from '../server/server.ts';
 import type { ServerOptions } from '../server/server-options.ts';
@@ -126,8 +127,8 @@ function apiKeys(given: Arguments): string[] | undefined {
   try {
     text = readFileSync(file, 'utf8');
   } catch (cause) {
-    const { code } = cause as NodeJS.ErrnoException;
-    throw new FlashForgeError('usage', `--api-key-file cannot be read: ${code}`, { cause });
+    const reason = fileReason(cause);
+    throw new FlashForgeError('usage', `--api-key-file cannot be read: ${reason}`, { cause });
   }
   const keys = text.split('\n').map((line) => line.trim());
   const found = keys.filter((line) => line !== '' && !line.startsWith('#'));

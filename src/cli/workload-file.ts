@@ -4,6 +4,7 @@
  */
 import { readFile, stat } from 'node:fs/promises';
 import { FlashForgeError } from '../base/errors.ts';
+import { fileReason } from '../base/file-errors.ts';
 import { parseWorkloads, type Workload } from '../plan/workload.ts';
 
 const FILE_BYTES_MAX = 256 * 1024 * 1024;
@@ -16,8 +17,7 @@ export async function readWorkloadFile(path: string): Promise<Workload[]> {
     if (size > FILE_BYTES_MAX) throw new Error(`it has ${size} of at most ${FILE_BYTES_MAX} bytes`);
     text = await readFile(path, 'utf8');
   } catch (cause) {
-    const reason = (cause as NodeJS.ErrnoException).code ?? (cause as Error).message;
-    const message = `workload file ${path} cannot be read: ${reason}`;
+    const message = `workload file ${path} cannot be read: ${fileReason(cause)}`;
     throw new FlashForgeError('input', message, { cause });
   }
   try {

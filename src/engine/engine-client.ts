@@ -35,6 +35,7 @@ export class EngineClient {
   readonly #worker: Worker;
   readonly #hooks: LoadHooks;
   readonly #pending = new Map<number, Pending>();
+  #closing = false;
   #nextId = LOAD_ID + 1;
   #nextBranch = 1;
   #ended: FlashForgeError | null = null;
@@ -58,7 +59,8 @@ export class EngineClient {
       );
     });
     this.#worker.on('exit', () => {
-      this.#end(new FlashForgeError('device', 'the engine thread has ended'));
+      const why = this.#closing ? 'the model was disposed' : 'the engine thread has ended';
+      this.#end(new FlashForgeError('device', why));
     });
   }
 
@@ -128,6 +130,7 @@ export class EngineClient {
   /** Ends all requests and the thread. A second call does nothing. */
   async close(): Promise<void> {
     if (this.#ended !== null) return;
+    this.#closing = true;
     const exited = new Promise((resolve) => this.#worker.once('exit', resolve));
     await this.call({ kind: 'close' }).catch(() => undefined);
     this.#worker.ref();

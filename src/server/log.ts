@@ -7,6 +7,7 @@ import { appendFile, appendFileSync, mkdirSync, openSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { type Logger, pino } from 'pino';
 import { FlashForgeError } from '../base/errors.ts';
+import { fileReason } from '../base/file-errors.ts';
 import type { Settings } from './server-options.ts';
 
 export type Log = Logger;
@@ -82,7 +83,7 @@ function open(path: string): number {
     mkdirSync(dirname(path), { recursive: true });
     return openSync(path, 'a');
   } catch (cause) {
-    const { code } = cause as NodeJS.ErrnoException;
-    throw new FlashForgeError('io', `the log ${path} cannot be written: ${code}`, { cause });
+    const reason = fileReason(cause);
+    throw new FlashForgeError('io', `the log ${path} cannot be written: ${reason}`, { cause });
   }
 }

@@ -150,7 +150,7 @@ const refusals: [Record<string, unknown>, RegExp][] = [
   [{ rope_scaling: 3 }, /rope_scaling must be an object, got 3/],
   [{ num_key_value_heads: 5 }, /32 attention heads are no multiple of 5/],
   [{ head_dim: 63 }, /head dimension 63 is odd/],
-  [{ head_dim: undefined, hidden_size: 2047 }, /head_dim must be an integer/],
+  [{ head_dim: undefined, hidden_size: 2047 }, /width 2047 is no multiple of its 32 heads/],
   [{ hidden_size: 1e9 }, /hidden_size must be an integer between 1 and/],
   [{ num_hidden_layers: -1 }, /num_hidden_layers must be an integer/],
   [{ vocab_size: '128256' }, /vocab_size must be an integer between 1 and \d+, got "128256"/],

@@ -127,6 +127,17 @@ test('pip that fails, is missing or may not be asked', { skip: windows() }, asyn
     (await failure('pip:bad==1')).message,
     /pip could not download bad==1: No matching distribution/,
   );
+  const complaints = [
+    [/: no space is left on the disk$/, 'ERROR: Exception:', 'OSError: No space left on device'],
+    [/: RuntimeError: odd$/, 'ERROR: Exception:', 'Traceback ...', 'RuntimeError: odd'],
+    [/: exit code 1$/, 'WARNING: w'],
+  ] as const;
+  for (const [expected, ...lines] of complaints) {
+    installPip(
+      FAILS.replace(/console.*/, `console.error('${lines.join('\\n')}'); process.exit(1);`),
+    );
+    assert.match((await failure('pip:bad==1')).message, expected);
+  }
   assert.match((await failure('pip:bad==1', { offline: true })).message, /not in the cache/);
   const signal = AbortSignal.abort();
   assert.equal((await failure('pip:bad==1', { signal })).code, 'aborted');

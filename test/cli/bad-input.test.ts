@@ -97,14 +97,18 @@ test('models that cannot generate', async () => {
 
 test('prompt files that are missing, empty or malformed', async () => {
   const cases: readonly (readonly [string, RegExp])[] = [
-    [join(folder, 'none.txt'), /--prompts .*none\.txt cannot be read: there is no such file/],
-    [folder, /cannot be read: EISDIR/],
+    [
+      join(folder, 'none.txt'),
+      /--prompts .*none\.txt cannot be read: there is no such file or folder/,
+    ],
+    [folder, /cannot be read: it is a folder/],
     [file('blank.txt', '\n  \n'), /blank\.txt must hold at least one prompt/],
     [file('a.jsonl', '{"prompt":"x"}\n{"prompt":'), /a\.jsonl line 2 is not valid JSON/],
     [file('b.jsonl', '{"text":"x"}'), /b\.jsonl line 1 must have either "prompt" or "messages"/],
     [file('c.jsonl', '{"prompt":""}'), /line 1: prompt must be text .* got ""/],
     [file('d.jsonl', '{"messages":[]}'), /line 1: messages must be a list with at least one/],
     [file('e.jsonl', '{"messages":[{"role":1}]}'), /messages\[0\] must have role and content/],
+    [file('g.txt', Buffer.from([0x68, 0xff, 0xfe])), /g\.txt cannot be read: it is not UTF-8 text/],
     [file('f.jsonl', '{"prompt":"x"}\nnull'), /line 2 must have either/],
   ];
   await inTurns(

@@ -20,6 +20,7 @@ import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { cacheFolder, compilerCommand } from '../../base/env.ts';
 import { FlashForgeError } from '../../base/errors.ts';
+import { saysDiskFull } from '../../base/file-errors.ts';
 
 const run = promisify(execFile);
 
@@ -125,7 +126,7 @@ export interface CompiledLibrary {
 /**
  * The library of all kernels for this processor, from the cache or compiled now.
  * @param log is told before the compiler runs, which takes seconds.
- * @throws FlashForgeError 'compile' with the compiler's words, or 'io' for the cache folder.
+ * @throws FlashForgeError 'compile' with the compiler's first error, or 'io' for the cache folder.
  */
 export async function compileKernels(
   compiler: Compiler,
@@ -161,6 +162,13 @@ export async function compileKernels(
   return { path: library, cached: false, compiler: title };
 }
 
+/** The first error of a compiler's many lines; all of them are in the error's cause. */
+function complaint(words: string): string {
+  if (saysDiskFull(words)) return 'no space is left on the disk';
+  const lines = words.trim().split('\n');
+  return (lines.find((line) => /error/i.test(line)) ?? lines[0]).trim();
+}
+
 /** One object per source, side by side, then the link: half the wait on two cores. */
 async function build(
   compiler: Compiler,
@@ -176,7 +184,7 @@ async function build(
       const words = String((cause as { stderr?: string }).stderr || (cause as Error).message);
       throw new FlashForgeError(
         'compile',
-        `the kernels do not compile with ${compiler.command.join(' ')}: ${words.trim()}`,
+        `the kernels do not compile with ${compiler.command.join(' ')}: ${complaint(words)}`,
         { cause },
       );
     }
