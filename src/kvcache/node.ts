@@ -185,12 +185,18 @@ export function truncate(node: TreeNode, length: number, pool: PagePool): void {
 /** Forgets the first `count` tokens (fewer than all): another node holds the same ones. */
 export function dropHead(node: TreeNode, count: number, pool: PagePool): void {
   assert(count < node.length, 'dropHead would empty the node');
-  const slot = node.firstSlot + count;
-  const pages = Math.floor(slot / pool.pageSize);
+  const pages = Math.floor((node.firstSlot + count) / pool.pageSize);
   for (let index = 0; index < pages; index++) dropPage(node, index, pool);
+  moveStart(node, count, pool.pageSize);
+}
+
+/** Makes the node begin `count` tokens later; who owns the pages before is the caller's matter. */
+function moveStart(node: TreeNode, count: number, pageSize: number): void {
+  const slot = node.firstSlot + count;
+  const pages = Math.floor(slot / pageSize);
   node.pages = node.pages.subarray(pages);
   node.pageCount -= pages;
-  node.firstSlot = slot % pool.pageSize;
+  node.firstSlot = slot % pageSize;
   node.tokens = node.tokens.subarray(count);
   node.start += count;
   node.length -= count;
@@ -207,8 +213,7 @@ export function splitNode(node: TreeNode, count: number, pool: PagePool): TreeNo
   const parent = node.parent;
   assert(parent !== null, 'split of a root');
   const upperPages = ceilDiv(node.firstSlot + count, pool.pageSize);
-  const lowerSlot = node.firstSlot + count;
-  const lowerPage = Math.floor(lowerSlot / pool.pageSize);
+  const lowerPage = Math.floor((node.firstSlot + count) / pool.pageSize);
 
   const upper = new TreeNode(
     parent,
@@ -231,12 +236,6 @@ export function splitNode(node: TreeNode, count: number, pool: PagePool): TreeNo
   node.edge = node.tokens[count];
   upper.children.set(node.edge, node);
   node.parent = upper;
-  node.pages = node.pages.subarray(lowerPage);
-  node.pageCount -= lowerPage;
-  node.firstSlot = lowerSlot % pool.pageSize;
-  node.tokens = node.tokens.subarray(count);
-  node.start += count;
-  node.length -= count;
-  node.computed -= upper.computed;
+  moveStart(node, count, pool.pageSize);
   return upper;
 }

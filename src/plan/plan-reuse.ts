@@ -13,16 +13,19 @@ import { OPEN_END } from './plan.ts';
 export const BALANCE_DECAY = 1.1;
 
 /** Copy of the forest that a plan was made for, and the estimates needed to judge its balance. */
-export interface PlanBasis {
-  readonly requests: number;
-  readonly nodes: number;
-  readonly rowPosition: Int32Array;
-  readonly parent: Int32Array;
-  readonly start: Int32Array;
-  readonly length: Int32Array;
-  readonly rowBegin: Int32Array;
-  readonly rowEnd: Int32Array;
-  readonly firstSlot: Int32Array;
+export interface PlanBasis
+  extends Pick<
+    Forest,
+    | 'requests'
+    | 'nodes'
+    | 'rowPosition'
+    | 'parent'
+    | 'start'
+    | 'length'
+    | 'rowBegin'
+    | 'rowEnd'
+    | 'firstSlot'
+  > {
   readonly cost: CostModel;
   /** (workers) estimated load when the plan was made, us. */
   readonly load: Float64Array;
