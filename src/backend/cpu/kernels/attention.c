@@ -24,6 +24,11 @@ enum { PREFETCHES = 1 };
 /* Keeps the compiler from calling memset, which here goes byte by byte. */
 #define NO_MEMSET __asm__ volatile("" ::: "memory")
 
+/* Up to this many blocks the first asks for all of the next page as it goes. */
+#ifndef SPREAD_BLOCKS
+#define SPREAD_BLOCKS 3
+#endif
+
 /* Which slots a block of query vectors sees: the union of its rows; empty where low >= high. */
 struct range {
   isize low, high;
@@ -152,9 +157,17 @@ static void widen(const struct item *it, struct page *p) {
   p->type = FF_KV_F32;
 }
 
+/* Asks for one of `parts` equal parts of the K or V that is read next. */
+FF_INLINE void prefetch_part(const char *next, isize bytes, isize part, isize parts) {
+  isize end = bytes * (part + 1) / parts;
+  for (isize i = bytes * part / parts / 64 * 64; i < end; i += 64)
+    __builtin_prefetch(next + i, 0, 2);
+}
+
 /*
  * Applies a page to query vectors [begin, end), in blocks of nearly equal size. Where there are
- * several, the first leaves a copy in f32 on its way. K and V share the copy's place, which so
+ * several, each asks for a part of the next page, so that memory delivers it while they compute,
+ * and the first leaves a copy in f32 on its way. K and V share the copy's place, which so
  * stays in the first-level cache.
  */
 static void attend_page(const struct item *it, struct page *p, const char *keys,
@@ -163,13 +176,16 @@ static void attend_page(const struct item *it, struct page *p, const char *keys,
   int wide = it->kv_type != FF_KV_F32 && blocks > WIDEN_BLOCKS;
   for (int pass = 0; pass < 2; pass++) {
     p->data = pass == 0 ? keys : values;
-    p->next = PREFETCHES && p->next_offset != 0 ? p->data + p->next_offset : 0;
+    const char *next = PREFETCHES && p->next_offset != 0 ? p->data + p->next_offset : 0;
+    p->next = blocks > SPREAD_BLOCKS ? 0 : next;
     p->copy = wide && !p->masked ? it->wide : 0;
     p->type = it->kv_type;
     if (wide && p->masked) widen(it, p);
     for (isize b = 0; b < blocks; b++) {
       isize vector = begin + (end - begin) * b / blocks;
       int rows = (int)(begin + (end - begin) * (b + 1) / blocks - vector);
+      if (next && blocks > SPREAD_BLOCKS)
+        prefetch_part(next, it->head_dim * PAGE * kv_bytes(it->kv_type), b, blocks);
       if (pass == 0)
         it->seen[b] = score_block(it, p, vector, rows);
       else if (it->seen[b].low < it->seen[b].high)
