@@ -127,7 +127,7 @@ test('eight branches stream while the tree grows and the plan is drawn', { skip 
   );
   assert.equal(await countOf('.group'), 2);
   await eventually('throughput is drawn', async () => (await inked('.chart canvas')) > 100);
-  assert.match(await textOf('[data-note=saved]'), /^read [\d.]+ .*without sharing/);
+  assert.match(await textOf('[data-note=saved]'), /^read [\d.,]+ .*without sharing/);
 });
 
 const again = (card: Locator): Promise<void> =>
