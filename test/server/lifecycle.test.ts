@@ -179,8 +179,8 @@ test('a log that cannot be written stops no request', async (context) => {
 });
 
 test('SIGTERM lets requests end, refuses new ones, and a second one stops at once', async () => {
-  const server = await start(['--drain', '20']);
-  const calm = request(server, '/v1/completions', { ...endless, n: 8, max_tokens: 600 });
+  const server = await start(['--drain', '120']);
+  const calm = request(server, '/v1/completions', { ...endless, max_tokens: 1000 });
   await until('it runs', async () => (await running(server)) > 0);
   const exit = server.stop();
   const { status, body } = await calm;

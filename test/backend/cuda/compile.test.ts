@@ -4,54 +4,18 @@
  * @module
  */
 import assert from 'node:assert/strict';
-import { spawnSync } from 'node:child_process';
-import { existsSync, mkdirSync, readdirSync, renameSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { before, describe, test } from 'node:test';
-import { openNvrtc } from '../../../src/backend/cuda/libraries.ts';
 import { compile, nvrtcVersion, resourceUse } from '../../../src/backend/cuda/nvrtc.ts';
 import type { NvrtcLibrary } from '../../../src/backend/cuda/signatures.ts';
 import { HEAD_DIMS, kernelSources, variantFor } from '../../../src/backend/cuda/variants.ts';
+import { findCompiler } from '../../helpers/nvrtc.ts';
 
-const PACKAGE = 'nvidia-cuda-nvrtc==13.0.88';
-const FOLDER = join(tmpdir(), 'flashforge-test-nvrtc');
 const ARCHES = ['sm_80', 'sm_90a'];
 /** Every group where registers are scarcest, and the common one elsewhere. */
 const SHAPES = [
   ...HEAD_DIMS.map((headDim) => ({ headDim, groupSize: 4, dtype: 'f16' as const })),
   ...[1, 5, 8, 16].map((groupSize) => ({ headDim: 128, groupSize, dtype: 'bf16' as const })),
 ];
-
-/** Puts the compiler's wheel into FOLDER; returns why that was not possible. */
-function bringCompiler(): string | undefined {
-  if (existsSync(FOLDER) && readdirSync(FOLDER).length > 0) return undefined;
-  const draft = `${FOLDER}.${process.pid}`;
-  mkdirSync(draft, { recursive: true });
-  const pip = ['-m', 'pip', 'install', '--quiet', '--no-deps', '--target', draft, PACKAGE];
-  const { status, stderr, error } = spawnSync('python3', pip, { encoding: 'utf8' });
-  if (status === 0) {
-    try {
-      renameSync(draft, FOLDER);
-    } catch {
-      /* Another run was faster. */
-      rmSync(draft, { recursive: true, force: true });
-    }
-    return undefined;
-  }
-  rmSync(draft, { recursive: true, force: true });
-  return `pip cannot install ${PACKAGE}: ${error?.message ?? stderr.trim().split('\n').pop()}`;
-}
-
-async function findCompiler(): Promise<NvrtcLibrary | string> {
-  try {
-    return await openNvrtc();
-  } catch {
-    const reason = bringCompiler();
-    if (reason !== undefined) return reason;
-    return openNvrtc({ ...process.env, PYTHONPATH: FOLDER });
-  }
-}
 
 describe('kernels compile without a GPU', { concurrency: false }, () => {
   let found: NvrtcLibrary | string;

@@ -6,15 +6,15 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { packArguments } from '../../../src/backend/cuda/driver.ts';
-import { openNvrtc } from '../../../src/backend/cuda/libraries.ts';
 import { bucketOf, GRAPH_ROWS, isGraphBucket } from '../../../src/backend/cuda/model/buckets.ts';
 import { decoderDefines, ROTATE } from '../../../src/backend/cuda/model/cuda-ops.ts';
 import { rowsPerPiece } from '../../../src/backend/cuda/model/weight-upload.ts';
 import { compile, resourceUse } from '../../../src/backend/cuda/nvrtc.ts';
 import type { NvrtcLibrary } from '../../../src/backend/cuda/signatures.ts';
 import { HEAD_DIMS, kernelSources } from '../../../src/backend/cuda/variants.ts';
+import { findCompiler } from '../../helpers/nvrtc.ts';
 
-const nvrtc: NvrtcLibrary | string = await openNvrtc().catch((error: Error) => error.message);
+const nvrtc: NvrtcLibrary | string = await findCompiler();
 const skip = typeof nvrtc === 'string' ? nvrtc : false;
 
 for (const arch of ['sm_80', 'sm_90a']) {
