@@ -2,7 +2,7 @@
  * The same shared-prompt batch through FlashForge and through node-llama-cpp in one run: the same
  * GGUF, the same number of threads, in turn. Prints the times and their ratios.
  *
- *   npm ci && npm start -- [--model REF] [--shared 512,2048,7168] [--batch 1,8,16,32]
+ *   npm install --ignore-scripts && npm start -- [--model REF] [--shared 512,2048,7168] [--batch 1,8,16,32]
  *     [--new 16] [--provider native|wasm] [--repeats 3] [--json FILE]
  * @module
  */
