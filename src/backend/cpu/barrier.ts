@@ -121,7 +121,8 @@ export class Barrier {
   failure(): string | null {
     if (Atomics.load(this.#words, FAILED) === 0) return null;
     const length = Atomics.load(this.#words, TEXT_LENGTH);
-    return new TextDecoder().decode(this.#text.slice(0, length));
+    // Between the flag and the text of another worker's failure there is a moment without one.
+    return new TextDecoder().decode(this.#text.slice(0, length)) || 'a worker does not answer';
   }
 
   /** Worker 0: sends the parked workers home. */
@@ -142,8 +143,15 @@ export class Barrier {
       if (Atomics.load(words, word) !== value) return true;
     }
     Atomics.add(words, SLEEPERS, 1);
+    const end = performance.now() + limitMs;
     try {
-      return Atomics.wait(words, word, value, limitMs) !== 'timed-out';
+      // In slices: whatever a wake-up may have missed is seen at the next look.
+      for (;;) {
+        const left = Math.max(0, Math.min(SLICE_MS, end - performance.now()));
+        if (Atomics.wait(words, word, value, left) !== 'timed-out') return true;
+        if (Atomics.load(words, word) !== value) return true;
+        if (performance.now() >= end) return false;
+      }
     } finally {
       Atomics.sub(words, SLEEPERS, 1);
     }
