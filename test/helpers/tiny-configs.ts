@@ -3,25 +3,9 @@
  * @module
  */
 import type { DecoderConfig } from '../../src/checkpoint/checkpoint.ts';
+import { TINY } from './tiny-checkpoint.ts';
 
-const BASE: DecoderConfig = {
-  architecture: 'llama',
-  layers: 2,
-  hidden: 256,
-  intermediate: 256,
-  heads: 4,
-  kvHeads: 2,
-  headDim: 64,
-  vocab: 300,
-  contextLength: 1024,
-  normEpsilon: 1e-5,
-  ropeTheta: 10_000,
-  ropeScaling: null,
-  qkvBias: false,
-  qkNorm: false,
-  tiedEmbeddings: false,
-  slidingWindow: null,
-};
+const BASE: DecoderConfig = { ...TINY, vocab: 300, contextLength: 1024 };
 
 /** By what is special about each. Sizes are odd where a format allows it. */
 export const TINY_CONFIGS: Readonly<Record<string, DecoderConfig>> = {
