@@ -18,6 +18,7 @@ const STEP = 4;
 const STOP = 5;
 const FINISHED = 6;
 const TEXT_LENGTH = 7;
+const FAILING = 8;
 const WORDS = 16;
 const TEXT_BYTES = 1024;
 
@@ -107,13 +108,15 @@ export class Barrier {
   /** Makes the step fail for everybody; the first message is kept. */
   fail(message: string): void {
     const words = this.#words;
-    if (Atomics.compareExchange(words, FAILED, 0, 1) === 0) {
+    if (Atomics.compareExchange(words, FAILING, 0, 1) === 0) {
       // A shared view cannot be encoded into directly.
       const bytes = new TextEncoder().encode(message).subarray(0, TEXT_BYTES);
       this.#text.set(bytes);
       Atomics.store(words, TEXT_LENGTH, bytes.length);
+      // Last: who sees the flag finds the text.
+      Atomics.store(words, FAILED, 1);
+      Atomics.add(words, ROUND, 1);
     }
-    Atomics.add(words, ROUND, 1);
     Atomics.notify(words, ROUND);
   }
 
@@ -121,8 +124,7 @@ export class Barrier {
   failure(): string | null {
     if (Atomics.load(this.#words, FAILED) === 0) return null;
     const length = Atomics.load(this.#words, TEXT_LENGTH);
-    // Between the flag and the text of another worker's failure there is a moment without one.
-    return new TextDecoder().decode(this.#text.slice(0, length)) || 'a worker does not answer';
+    return new TextDecoder().decode(this.#text.slice(0, length));
   }
 
   /** Worker 0: sends the parked workers home. */
@@ -145,13 +147,14 @@ export class Barrier {
     Atomics.add(words, SLEEPERS, 1);
     const end = performance.now() + limitMs;
     try {
-      // In slices: whatever a wake-up may have missed is seen at the next look.
-      for (;;) {
-        const left = Math.max(0, Math.min(SLICE_MS, end - performance.now()));
-        if (Atomics.wait(words, word, value, left) !== 'timed-out') return true;
-        if (Atomics.load(words, word) !== value) return true;
-        if (performance.now() >= end) return false;
+      // Woken is not changed: a thread preempted between its change and its notify wakes those who
+      // wait for the next change already. Only the word itself ends the wait.
+      while (Atomics.load(words, word) === value) {
+        const left = end - performance.now();
+        if (left <= 0) return false;
+        Atomics.wait(words, word, value, Math.min(SLICE_MS, left));
       }
+      return true;
     } finally {
       Atomics.sub(words, SLEEPERS, 1);
     }

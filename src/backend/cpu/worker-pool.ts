@@ -99,8 +99,9 @@ export class WorkerPool {
       thrown = error;
       if (!(error instanceof StepAbandoned)) barrier.fail((error as Error).message);
     }
-    if (this.workers > 1 && !barrier.finished()) barrier.fail('a worker does not answer');
-    const failure = barrier.failure();
+    const lost = this.workers > 1 && !barrier.finished();
+    if (lost) barrier.fail('a worker does not answer');
+    const failure = barrier.failure() ?? (lost ? 'a worker died' : null);
     if (failure === null) return;
     this.#lost = failure;
     if (thrown instanceof FlashForgeError) throw thrown;

@@ -9,12 +9,18 @@ import { type PoolWorkerData, serveSteps } from '../../../src/backend/cpu/worker
 
 /** Words of the shared program: what to do, then one counter a worker. */
 export const MODE = 0;
-export const MODES = { count: 0, throwInWorker: 1, throwInMain: 2, vanish: 3 } as const;
+export const MODES = { count: 0, throwInWorker: 1, throwInMain: 2, vanish: 3, stray: 4 } as const;
 export const ROUNDS = 200;
 
 /** A worker's share: every round, all counters must be equal after the barrier. */
-export function countRounds(barrier: Barrier, words: Int32Array, worker: number): void {
+export function countRounds(
+  barrier: Barrier,
+  words: Int32Array,
+  worker: number,
+  before: () => void = () => {},
+): void {
   for (let round = 0; round < ROUNDS; round++) {
+    before();
     Atomics.add(words, 1 + worker, 1);
     barrier.meet();
     for (let other = 1; other < words.length; other++) {
@@ -23,6 +29,18 @@ export function countRounds(barrier: Barrier, words: Int32Array, worker: number)
       }
     }
     barrier.meet();
+  }
+}
+
+/**
+ * Keeps the others waiting until they sleep, and wakes them for nothing: what a worker does that is
+ * preempted between a change and its notify.
+ */
+function strayNotifies(control: SharedArrayBuffer): void {
+  const shared = new Int32Array(control);
+  const end = performance.now() + 1;
+  while (performance.now() < end) {
+    for (let word = 0; word < 16; word++) Atomics.notify(shared, word);
   }
 }
 
@@ -36,7 +54,8 @@ if (workerData !== null) {
     () => {
       if (worker === 1 && words[MODE] === MODES.throwInWorker) throw new Error('share is rotten');
       if (worker === 1 && words[MODE] === MODES.vanish) process.exit(1);
-      countRounds(barrier, words, worker);
+      const stray = worker === 1 && words[MODE] === MODES.stray;
+      countRounds(barrier, words, worker, stray ? () => strayNotifies(control) : undefined);
     },
   );
 }

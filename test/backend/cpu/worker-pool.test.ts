@@ -25,6 +25,14 @@ test('all workers run each step and meet at every barrier', async () => {
   assert.throws(() => pool.step(() => {}), { code: 'device', message: /closed/ });
 });
 
+test('a notify that comes late lets nobody pass a barrier alone', async () => {
+  const { pool, words } = await startPool();
+  words[MODE] = MODES.stray;
+  pool.step(() => countRounds(pool.barrier, words, 0));
+  assert.deepEqual([...words.subarray(1)], new Array(WORKERS).fill(ROUNDS));
+  await pool.close();
+});
+
 test('a worker that throws fails the step with its message, and all later steps', async () => {
   const { pool, words } = await startPool();
   words[MODE] = MODES.throwInWorker;
