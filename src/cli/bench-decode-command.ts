@@ -4,13 +4,13 @@
  * @module
  */
 import { readFileSync } from 'node:fs';
-import { FlashForgeError } from '../base/errors.ts';
 import { openCheckpoint } from '../checkpoint/open-checkpoint.ts';
 import { openTokenizer } from '../checkpoint/open-tokenizer.ts';
 import { Engine } from '../engine/engine.ts';
 import { DEVICE_CHOICES, loadRunner, pickDevice } from '../model/load-runner.ts';
 import { Tokenizer } from '../tokenizer/tokenizer.ts';
 import { assetPath } from './asset-path.ts';
+import { abortCheck, checkContext, MODE_OPTIONS, readModes } from './bench-options.ts';
 import {
   type Arguments,
   type Command,
@@ -22,10 +22,10 @@ import {
 } from './command.ts';
 import {
   type CaseResult,
-  type DecodeCase,
+  DecodeBench,
   LOGIT_ERROR,
-  type Mode,
   measureCase,
+  ownTokens,
   pagesFor,
 } from './decode-bench.ts';
 import { findModel } from './find-model.ts';
@@ -51,8 +51,7 @@ export const benchDecodeCommand: Command = {
     { name: 'shared', value: 'S', help: 'shared tokens, or a list: 512,2048 (default 2048)' },
     { name: 'batch', value: 'B', help: 'sequences, or a list: 1,8,32 (default 32)' },
     { name: 'new', value: 'T', help: 'new tokens of each sequence (default 32)' },
-    { name: 'flat', help: 'measure flat decoding only' },
-    { name: 'both', help: 'measure tree and flat in turn and compare their outputs' },
+    ...MODE_OPTIONS,
     JSON_OPTION,
   ],
   examples: ['flashforge bench decode --shared 2048 --batch 1,8,32 --new 32 --both --json -'],
@@ -60,16 +59,19 @@ export const benchDecodeCommand: Command = {
 };
 
 async function run(context: Context, given: Arguments): Promise<void> {
-  const cases = readCases(given);
+  const shared = integersOption(given, 'shared', [SHARED_DEFAULT], 1);
+  const batch = integersOption(given, 'batch', [BATCH_DEFAULT], 1, BATCH_MAX);
+  const [newTokens, ...more] = integersOption(given, 'new', [NEW_DEFAULT], 1);
+  if (more.length > 0) throw usageError('--new takes one number, not a list');
+  const cases = shared.flatMap((s) => batch.map((b) => ({ shared: s, batch: b, newTokens })));
   const modes = readModes(given);
   const device = await pickDevice(choiceOption(given, 'device', DEVICE_CHOICES, 'cpu'));
   const provider = choiceOption(given, 'provider', ['auto', 'native', 'wasm'], 'auto');
   const model = await findModel(context, given.text('model'));
   const checkpoint = openCheckpoint(model.path);
-  const limit = checkpoint.config.contextLength;
   const runner = await (async () => {
     try {
-      checkContext(cases, limit);
+      checkContext(shared, ownTokens(device, newTokens), checkpoint.config.contextLength);
       const kvPages =
         device === 'cuda'
           ? undefined
@@ -84,11 +86,10 @@ async function run(context: Context, given: Arguments): Promise<void> {
     const tokenizer = new Tokenizer(openTokenizer(model.path));
     const text = tokenizer.encode(readFileSync(assetPath('document.txt'), 'utf8'));
     const engine = new Engine(runner, { maxSequences: BATCH_MAX });
+    const bench = new DecodeBench(engine, text, abortCheck(context));
     const results: CaseResult[] = [];
     for (const wanted of cases) {
-      results.push(
-        await measureCase(engine, text, wanted, modes, () => throwIfAborted(context.signal)),
-      );
+      results.push(await measureCase(bench, wanted, modes));
       context.note(caseLine(results.at(-1) as CaseResult));
     }
     context.print(resultTable(results));
@@ -103,34 +104,6 @@ async function run(context: Context, given: Arguments): Promise<void> {
   } finally {
     await runner.dispose();
   }
-}
-
-function readCases(given: Arguments): DecodeCase[] {
-  const shared = integersOption(given, 'shared', [SHARED_DEFAULT], 1);
-  const batch = integersOption(given, 'batch', [BATCH_DEFAULT], 1, BATCH_MAX);
-  const [newTokens, ...more] = integersOption(given, 'new', [NEW_DEFAULT], 1);
-  if (more.length > 0) throw usageError('--new takes one number, not a list');
-  return shared.flatMap((s) => batch.map((b) => ({ shared: s, batch: b, newTokens })));
-}
-
-function readModes(given: Arguments): readonly Mode[] {
-  if (given.has('flat') && given.has('both')) throw usageError('give --flat or --both, not both');
-  return given.has('both') ? ['tree', 'flat'] : given.has('flat') ? ['flat'] : ['tree'];
-}
-
-function checkContext(cases: readonly DecodeCase[], limit: number): void {
-  const longest = Math.max(...cases.map(({ shared, newTokens }) => shared + newTokens));
-  const room = 16; // suffix and warm-up
-  if (longest + room <= limit) return;
-  throw new FlashForgeError(
-    'request',
-    `--shared and --new must be at most ${limit - room} tokens together, as the model's context ` +
-      `is ${limit}, got ${longest}`,
-  );
-}
-
-function throwIfAborted(signal: AbortSignal): void {
-  if (signal.aborted) throw new FlashForgeError('aborted', 'interrupted');
 }
 
 const ms = (value: number | undefined): string => (value === undefined ? '-' : value.toFixed(2));

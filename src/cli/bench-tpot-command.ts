@@ -3,12 +3,13 @@
  * for a shape with random weights.
  * @module
  */
-import { FlashForgeError } from '../base/errors.ts';
+import { randomStream } from '../base/math.ts';
 import type { Checkpoint } from '../checkpoint/checkpoint.ts';
 import { openCheckpoint } from '../checkpoint/open-checkpoint.ts';
 import { randomCheckpoint, readModelConfig } from '../checkpoint/random-checkpoint.ts';
 import { Engine } from '../engine/engine.ts';
-import { DEVICE_CHOICES, loadRunner } from '../model/load-runner.ts';
+import { DEVICE_CHOICES, loadRunner, pickDevice } from '../model/load-runner.ts';
+import { abortCheck, checkContext, MODE_OPTIONS, readModes } from './bench-options.ts';
 import {
   type Arguments,
   type Command,
@@ -17,15 +18,26 @@ import {
   JSON_OPTION,
   MODEL_OPTION,
 } from './command.ts';
+import { DecodeBench, type Measurement, measurement, ownTokens } from './decode-bench.ts';
 import { findModel } from './find-model.ts';
 import { choiceOption, integerOption, integersOption, usageError } from './parse-arguments.ts';
 import { table } from './table.ts';
-import { SUFFIX_TOKENS, TpotBench, type TpotResult, WARM_STEPS } from './tpot-bench.ts';
 
 const BATCH_MAX = 1024;
 const STEPS_DEFAULT = 32;
 /** Rows of a prefill step. */
 const ROWS_DEFAULT = 1024;
+
+/** Tokens of the text beyond the longest prompt, so that suffixes differ from one another. */
+const SPARE_TOKENS = 4096;
+
+/** A sequence gets one token a step, so that a step's median time is the time per output token. */
+interface TpotResult extends Omit<Measurement, 'step_ms'> {
+  readonly shared: number;
+  readonly batch: number;
+  readonly flat: boolean;
+  readonly tpot_ms: number;
+}
 
 export const benchTpotCommand: Command = {
   name: 'bench tpot',
@@ -44,8 +56,7 @@ export const benchTpotCommand: Command = {
     { name: 'steps', value: 'N', help: 'measured steps of each case (default 32)' },
     { name: 'max-rows', value: 'N', help: 'tokens of one prefill step (default 1024)' },
     { name: 'kv-pages', value: 'N', help: 'pages of the KV cache (default: as for a model)' },
-    { name: 'flat', help: 'decode without sharing' },
-    { name: 'both', help: 'measure with and without sharing' },
+    ...MODE_OPTIONS,
     JSON_OPTION,
   ],
   examples: [
@@ -61,30 +72,29 @@ async function run(context: Context, given: Arguments): Promise<void> {
   const maxRows = integerOption(given, 'max-rows', ROWS_DEFAULT, 1, 65_536);
   const kvPages =
     given.text('kv-pages') === undefined ? undefined : integerOption(given, 'kv-pages', 1, 1);
-  if (given.has('flat') && given.has('both')) throw usageError('give --flat or --both, not both');
-  const modes = given.has('both') ? [false, true] : [given.has('flat')];
-  const device = choiceOption(given, 'device', DEVICE_CHOICES, 'cpu');
+  const modes = readModes(given);
+  const device = await pickDevice(choiceOption(given, 'device', DEVICE_CHOICES, 'cpu'));
   const checkpoint = await openWanted(context, given);
-  checkContext(sharedList.at(-1) as number, steps, checkpoint.config.contextLength);
+  checkContext(sharedList, ownTokens(device, steps), checkpoint.config.contextLength);
   const runner = await loadRunner(checkpoint, { device, maxRows, kvPages, log: context.note });
   checkpoint.close();
   try {
     context.note(`${checkpoint.source} on ${runner.device}: ${runner.providerWhy}`);
     const engine = new Engine(runner, { maxSequences: BATCH_MAX });
-    const aborted = (): void => {
-      if (context.signal.aborted) throw new FlashForgeError('aborted', 'interrupted');
-    };
-    const bench = new TpotBench(engine, checkpoint.config.vocab, aborted);
+    const longest = Math.max(...sharedList) + SPARE_TOKENS;
+    const text = randomTokens(longest, checkpoint.config.vocab);
+    const bench = new DecodeBench(engine, text, abortCheck(context));
     const results: TpotResult[] = [];
     const prefills: { shared: number; tokens: number; ms: number }[] = [];
     for (const shared of sharedList) {
-      prefills.push({ shared, ...(await bench.prefill(shared)) });
+      const tokens = shared - (prefills.at(-1)?.shared ?? 0);
+      prefills.push({ shared, tokens, ...(await bench.hold(shared)) });
       for (const batch of batches) {
-        for (const flat of modes) {
-          results.push(await bench.measure({ shared, batch, flat }, steps));
-          const { tpot_ms } = results.at(-1) as TpotResult;
-          const mode = flat ? 'flat' : 'tree';
-          context.note(`S ${shared}, B ${batch}, ${mode}: ${tpot_ms.toFixed(2)} ms`);
+        const passes = await bench.measure({ shared, batch, newTokens: steps }, modes, false);
+        for (const mode of modes) {
+          const { step_ms, ...rest } = measurement(passes[mode]) as Measurement;
+          results.push({ shared, batch, flat: mode === 'flat', tpot_ms: step_ms, ...rest });
+          context.note(`S ${shared}, B ${batch}, ${mode}: ${step_ms.toFixed(2)} ms`);
         }
       }
     }
@@ -114,13 +124,10 @@ async function openWanted(context: Context, given: Arguments): Promise<Checkpoin
   return randomCheckpoint(readModelConfig(shape), `random weights of ${shape}`);
 }
 
-function checkContext(shared: number, steps: number, limit: number): void {
-  const most = limit - SUFFIX_TOKENS - WARM_STEPS - steps - 1;
-  if (shared <= most) return;
-  throw new FlashForgeError(
-    'request',
-    `--shared must be at most ${most}, as the model's context is ${limit} tokens, got ${shared}`,
-  );
+/** Text that no cache knows. */
+function randomTokens(count: number, vocab: number): number[] {
+  const random = randomStream(1);
+  return Array.from({ length: count }, () => Math.floor(random() * vocab));
 }
 
 function resultTable(results: readonly TpotResult[]): string {

@@ -6,7 +6,7 @@
  */
 import type { Runner } from '../backend/backend.ts';
 import type { FlashForgeError } from '../base/errors.ts';
-import { median } from '../base/math.ts';
+import { ceilDiv, median } from '../base/math.ts';
 import type { Engine } from '../engine/engine.ts';
 import type { LogitsRow, Sequence, SequenceOwner } from '../engine/sequence.ts';
 
@@ -18,11 +18,12 @@ export interface DecodeCase {
 }
 
 export interface Measurement {
-  /** Median wall time of a step: scheduling, planning, kernels, logits. */
+  /** Median wall time of a step: scheduling, planning, kernels, results. */
   readonly step_ms: number;
   /** Median of attention's part of it, all layers. */
   readonly attention_ms: number;
   readonly plan_ms: number;
+  readonly worst_ms: number;
   /** Mean KV bytes that attention reads in a step, all layers. */
   readonly kv_bytes: number;
 }
@@ -74,46 +75,36 @@ export type Mode = 'tree' | 'flat';
 
 /** Tokens of each sequence after the shared prompt, before it decodes. */
 const SUFFIX_TOKENS = 6;
-/** Steps that are not counted at the start of each pass. */
-const WARM_STEPS = 2;
+/** Steps at the start of each pass that are not counted; on CUDA, graphs are captured in them. */
+const WARM_STEPS: Readonly<Record<Runner['device'], number>> = { cpu: 2, cuda: 6, reference: 0 };
 const STEPS_MIN = 24;
 const PASSES_MAX = 8;
 
+/** Tokens that a sequence has at most after the shared prompt. */
+export const ownTokens = (device: Runner['device'], newTokens: number): number =>
+  SUFFIX_TOKENS + WARM_STEPS[device] + newTokens + 1;
+
 /** KV pages that a case needs at most. */
 export function pagesFor({ shared, batch, newTokens }: DecodeCase, pageSize: number): number {
-  const own = SUFFIX_TOKENS + WARM_STEPS + newTokens + 2;
-  return Math.ceil(shared / pageSize) + 1 + batch * (Math.ceil(own / pageSize) + 1);
+  const own = ownTokens('cpu', newTokens);
+  return ceilDiv(shared, pageSize) + 1 + batch * (ceilDiv(own, pageSize) + 1);
 }
 
 /**
- * @param text tokens to build prompts of, cyclically
+ * One case from a cold cache: the shared prompt, then decoding in every mode, outputs compared.
  * @throws FlashForgeError 'aborted' between steps when the signal says so.
  */
 export async function measureCase(
-  engine: Engine,
-  text: readonly number[],
+  bench: DecodeBench,
   wanted: DecodeCase,
   modes: readonly Mode[],
-  checkAborted: () => void,
 ): Promise<CaseResult> {
-  const shared = Array.from({ length: wanted.shared }, (_, i) => text[i % text.length]);
-  const held = new Held(engine);
-  const started = performance.now();
-  const root = engine.add(Int32Array.from(shared), held);
+  const prompt = await bench.hold(wanted.shared);
   try {
-    await runUntil(engine, () => held.computed, checkAborted);
-    const ttftMs = performance.now() - started;
-    const passes = Math.min(PASSES_MAX, Math.max(2, Math.ceil(STEPS_MIN / wanted.newTokens)));
-    const found: Record<Mode, Pass[]> = { tree: [], flat: [] };
-    for (let pass = 0; pass < passes; pass++) {
-      for (const mode of pass % 2 === 0 ? modes : modes.toReversed()) {
-        found[mode].push(await runPass(engine, text, shared, wanted, mode, checkAborted));
-      }
-    }
-    return summarize(wanted, ttftMs, found, LOGIT_ERROR[engine.runner.device]);
+    const passes = await bench.measure(wanted, modes, modes.length > 1);
+    return summarize(wanted, prompt.ms, passes, LOGIT_ERROR[bench.engine.runner.device]);
   } finally {
-    engine.end(root);
-    engine.tree.evictAll();
+    bench.clear();
   }
 }
 
@@ -130,107 +121,129 @@ interface Pass {
   readonly branches: readonly Branch[];
 }
 
-/** Decodes the whole batch once, in lockstep. */
-async function runPass(
-  engine: Engine,
-  text: readonly number[],
-  shared: readonly number[],
-  wanted: DecodeCase,
-  mode: Mode,
-  checkAborted: () => void,
-): Promise<Pass> {
-  engine.flat = mode === 'flat';
-  const branches = Array.from({ length: wanted.batch }, () => new Branch(engine));
-  try {
-    for (const [index, branch] of branches.entries()) {
-      const tokens = Int32Array.from([...shared, ...suffix(text, index)]);
-      branch.sequence = engine.add(tokens, branch);
+export type Passes = Readonly<Record<Mode, readonly Pass[]>>;
+
+/** The measuring loop: holds prompts, and decodes batches that share one in lockstep. */
+export class DecodeBench {
+  readonly engine: Engine;
+  readonly #text: readonly number[];
+  readonly #checkAborted: () => void;
+  readonly #held: Branch[] = [];
+
+  /** @param text tokens to build prompts of, cyclically */
+  constructor(engine: Engine, text: readonly number[], checkAborted: () => void) {
+    this.engine = engine;
+    this.#text = text;
+    this.#checkAborted = checkAborted;
+  }
+
+  /** Computes the first `shared` tokens and keeps them; a longer prompt continues a shorter one. */
+  async hold(shared: number): Promise<{ readonly ms: number }> {
+    const started = performance.now();
+    const prompt = new Branch(this.engine, this.#tokens(0, shared));
+    this.#held.push(prompt);
+    while (!prompt.waits) await this.#step();
+    return { ms: performance.now() - started };
+  }
+
+  /** Lets go of every prompt. */
+  clear(): void {
+    for (const prompt of this.#held.splice(0)) prompt.end();
+    this.engine.tree.evictAll();
+  }
+
+  /**
+   * Decodes the batch over a prompt that is held, several times in each mode.
+   * @param logits also keeps what comparing outputs needs
+   */
+  async measure(wanted: DecodeCase, modes: readonly Mode[], logits: boolean): Promise<Passes> {
+    const passes = Math.min(PASSES_MAX, Math.max(2, Math.ceil(STEPS_MIN / wanted.newTokens)));
+    const found: Record<Mode, Pass[]> = { tree: [], flat: [] };
+    for (let pass = 0; pass < passes; pass++) {
+      for (const mode of pass % 2 === 0 ? modes : modes.toReversed()) {
+        this.engine.flat = mode === 'flat';
+        found[mode].push(await this.#runPass(wanted, logits));
+      }
     }
-    await runUntil(engine, () => branches.every((branch) => branch.waits), checkAborted);
-    const steps: StepSample[] = [];
-    for (let step = 0; step < WARM_STEPS + wanted.newTokens; step++) {
-      checkAborted();
-      for (const branch of branches) branch.proceed();
-      const sample = await measureStep(engine);
-      if (step >= WARM_STEPS) steps.push(sample);
+    return found;
+  }
+
+  async #runPass({ shared, batch, newTokens }: DecodeCase, logits: boolean): Promise<Pass> {
+    const { engine } = this;
+    const branches: Branch[] = [];
+    try {
+      for (let index = 0; index < batch; index++) {
+        const tokens = [...this.#tokens(0, shared), ...this.#suffix(index)];
+        branches.push(new Branch(engine, tokens, logits));
+      }
+      while (!branches.every((branch) => branch.waits)) await this.#step();
+      const steps: StepSample[] = [];
+      const warm = WARM_STEPS[engine.runner.device];
+      for (let step = 0; step < warm + newTokens; step++) {
+        for (const branch of branches) branch.proceed();
+        const sample = await this.#timedStep();
+        if (step >= warm) steps.push(sample);
+      }
+      for (const branch of branches) branch.settle();
+      return { steps, branches };
+    } finally {
+      for (const branch of branches) branch.end();
+      // The next pass must compute its own tokens and not find these.
+      engine.tree.evictAll();
+      engine.flat = false;
     }
-    return { steps, branches };
-  } finally {
-    for (const { sequence } of branches) if (sequence !== null) engine.end(sequence);
-    // The next pass must compute its own tokens and not find these.
-    engine.tree.evictAll();
-    engine.flat = false;
+  }
+
+  async #timedStep(): Promise<StepSample> {
+    const before = this.engine.stats.totals();
+    const started = performance.now();
+    await this.#step();
+    const ms = performance.now() - started;
+    const after = this.engine.stats.totals();
+    return {
+      ms,
+      attentionMs: after.attentionMs - before.attentionMs,
+      planMs: after.planMs - before.planMs,
+      kvBytes: after.kvBytes - before.kvBytes,
+    };
+  }
+
+  async #step(): Promise<void> {
+    this.#checkAborted();
+    await this.engine.step();
+  }
+
+  #tokens(from: number, count: number): number[] {
+    return Array.from({ length: count }, (_, i) => this.#text[(from + i) % this.#text.length]);
+  }
+
+  /** A token by the number, and words from a place by the number, so that no two are equal. */
+  #suffix(index: number): number[] {
+    return [...this.#tokens(index, 1), ...this.#tokens(index * 31, SUFFIX_TOKENS - 1)];
   }
 }
 
-async function measureStep(engine: Engine): Promise<StepSample> {
-  const before = engine.stats.totals();
-  const started = performance.now();
-  await engine.step();
-  const ms = performance.now() - started;
-  const after = engine.stats.totals();
-  return {
-    ms,
-    attentionMs: after.attentionMs - before.attentionMs,
-    planMs: after.planMs - before.planMs,
-    kvBytes: after.kvBytes - before.kvBytes,
-  };
-}
-
-async function runUntil(engine: Engine, done: () => boolean, check: () => void): Promise<void> {
-  while (!done()) {
-    check();
-    await engine.step();
-  }
-}
-
-/** Words of the text from a place of its own, and a number, so that no two suffixes are equal. */
-function suffix(text: readonly number[], index: number): number[] {
-  const start = (index * 31) % text.length;
-  const words = Array.from(
-    { length: SUFFIX_TOKENS - 1 },
-    (_, i) => text[(start + i) % text.length],
-  );
-  return [text[index % text.length], ...words];
-}
-
-/** The shared prompt, kept for all passes. */
-class Held implements SequenceOwner {
-  readonly #engine: Engine;
-  computed = false;
-
-  constructor(engine: Engine) {
-    this.#engine = engine;
-  }
-
-  onComputed(sequence: Sequence): void {
-    this.computed = true;
-    this.#engine.pause(sequence);
-  }
-
-  onError(_sequence: Sequence, error: FlashForgeError): void {
-    throw error;
-  }
-}
-
-/** One sequence of the batch; it waits after every token, so that all go in lockstep. */
+/** One sequence; it waits after every token, so that all of a batch go in lockstep. */
 class Branch implements SequenceOwner {
   readonly #engine: Engine;
-  sequence: Sequence | null = null;
+  readonly #sequence: Sequence;
+  readonly #keepsLogits: boolean;
   readonly tokens: number[] = [];
   /** The best logit of each token, and how far it was above the second. */
   readonly logits: number[] = [];
   readonly gaps: number[] = [];
+  #last: LogitsRow | null = null;
   waits = false;
 
-  constructor(engine: Engine) {
+  constructor(engine: Engine, tokens: readonly number[], keepsLogits = false) {
     this.#engine = engine;
+    this.#keepsLogits = keepsLogits;
+    this.#sequence = engine.add(Int32Array.from(tokens), this);
   }
 
   onComputed(sequence: Sequence, row: LogitsRow): void {
     this.tokens.push(row.argmax);
-    this.logits.push(row.logits[row.argmax]);
-    this.gaps.push(gapOf(row));
+    this.#last = row;
     this.waits = true;
     this.#engine.pause(sequence);
   }
@@ -240,12 +253,26 @@ class Branch implements SequenceOwner {
   }
 
   proceed(): void {
+    this.settle();
     this.waits = false;
-    this.#engine.append(this.sequence!, this.tokens.at(-1)!);
+    this.#engine.append(this.#sequence, this.tokens.at(-1)!);
+  }
+
+  /** Looks at the last step's logits, between steps: that is not part of what is measured. */
+  settle(): void {
+    if (this.#last === null || !this.#keepsLogits) return;
+    const { logits, argmax } = this.#last;
+    this.logits.push(logits[argmax]);
+    this.gaps.push(gapOf(logits, argmax));
+    this.#last = null;
+  }
+
+  end(): void {
+    this.#engine.end(this.#sequence);
   }
 }
 
-function gapOf({ logits, argmax }: LogitsRow): number {
+function gapOf(logits: Float32Array, argmax: number): number {
   let second = Number.NEGATIVE_INFINITY;
   for (let id = 0; id < logits.length; id++) {
     if (id !== argmax && logits[id] > second) second = logits[id];
@@ -256,7 +283,7 @@ function gapOf({ logits, argmax }: LogitsRow): number {
 function summarize(
   wanted: DecodeCase,
   ttftMs: number,
-  found: Record<Mode, Pass[]>,
+  found: Passes,
   error: number | null,
 ): CaseResult {
   const { shared, batch, newTokens } = wanted;
@@ -280,13 +307,15 @@ function summarize(
   };
 }
 
-function measurement(passes: readonly Pass[]): Measurement | undefined {
+/** Undefined without a pass. */
+export function measurement(passes: readonly Pass[]): Measurement | undefined {
   const steps = passes.flatMap((pass) => pass.steps);
   if (steps.length === 0) return undefined;
   return {
     step_ms: median(steps.map(({ ms }) => ms)),
     attention_ms: median(steps.map(({ attentionMs }) => attentionMs)),
     plan_ms: median(steps.map(({ planMs }) => planMs)),
+    worst_ms: Math.max(...steps.map(({ ms }) => ms)),
     kv_bytes: Math.round(steps.reduce((sum, { kvBytes }) => sum + kvBytes, 0) / steps.length),
   };
 }

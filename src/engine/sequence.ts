@@ -7,7 +7,7 @@
 import type { FlashForgeError } from '../base/errors.ts';
 import { type Namespace, type Path, PUBLIC } from '../kvcache/path.ts';
 
-/** The model's answer after a sequence's last token; valid until the owner returns. */
+/** The model's answer after a sequence's last token; valid until the next step. */
 export interface LogitsRow {
   /** (vocab) */
   readonly logits: Float32Array;
@@ -21,13 +21,18 @@ export interface LogitsRow {
 export interface SequenceOwner {
   /** All tokens are computed. The owner appends, pauses or ends before it returns. */
   onComputed(sequence: Sequence, row: LogitsRow): void;
+  /** Rows before the last token's, in order, from the sequence's `rowsFrom` on; see there. */
+  onRow?(sequence: Sequence, position: number, row: LogitsRow): void;
   /** The sequence was ended by the engine: it does not fit, or the device failed. */
   onError(sequence: Sequence, error: FlashForgeError): void;
 }
 
 /** What a sequence has cost so far. */
 export interface SequenceCost {
-  /** Tokens that were found in the cache when the sequence was first admitted. */
+  /**
+   * Tokens that were found in the cache when the sequence was first admitted, and that need not
+   * be computed again for the sake of their logits.
+   */
   cachedTokens: number;
   /** Its share of the KV bytes that the steps read, and what flat decoding would have read. */
   kvBytes: number;
@@ -51,6 +56,11 @@ export class Sequence {
   /** False while paused and after the end. */
   active = true;
   ended = false;
+  /**
+   * Position of the next row that the owner wants to see before the last one: those rows are
+   * computed even where the cache has their KV, as it has no logits. Infinity = none.
+   */
+  rowsFrom: number;
   /** Number of the last step that it took part in. */
   lastStep = -1;
   readonly cost: SequenceCost = { cachedTokens: -1, kvBytes: 0, kvBytesFlat: 0 };
@@ -61,6 +71,7 @@ export class Sequence {
     this.priority = init.priority ?? 0;
     this.arrival = init.arrival;
     this.preemptible = init.preemptible ?? true;
+    this.rowsFrom = init.rowsFrom ?? Number.POSITIVE_INFINITY;
   }
 
   /** Number of tokens. */
@@ -79,6 +90,8 @@ export interface SequenceInit {
   readonly priority?: number | undefined;
   readonly arrival: number;
   readonly preemptible?: boolean | undefined;
+  /** Default: the owner sees the last row only. */
+  readonly rowsFrom?: number | undefined;
 }
 
 /** Who goes first: higher priority, then earlier arrival. */
