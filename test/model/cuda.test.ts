@@ -6,12 +6,11 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { HEAD_DIMS } from '../../src/backend/cuda/variants.ts';
-import { randomStream } from '../../src/base/math.ts';
 import type { Checkpoint } from '../../src/checkpoint/checkpoint.ts';
 import { loadRunner, pickDevice, type RunnerOptions } from '../../src/model/load-runner.ts';
 import { memoryCheckpoint } from '../helpers/memory-checkpoint.ts';
-import { Stepper } from '../helpers/stepper.ts';
 import { TINY_CONFIGS } from '../helpers/tiny-configs.ts';
+import { distance, walk } from '../helpers/walk.ts';
 
 const device = await pickDevice('auto');
 const skip = device === 'cuda' ? false : 'no CUDA device on this machine';
@@ -19,45 +18,10 @@ const TINY = TINY_CONFIGS['two KV heads'];
 /** Error of the logits relative to their rms; measured 0.001 and 0.0075. */
 const ERROR = { f16: 0.004, bf16: 0.03 };
 
-/** A prompt in chunks, branches, decoding often enough that graphs are captured and replayed. */
-async function play(checkpoint: Checkpoint, options: RunnerOptions): Promise<Float32Array[]> {
-  const { vocab } = checkpoint.config;
-  const random = randomStream(7);
-  const tokens = (count: number): number[] =>
-    Array.from({ length: count }, () => Math.floor(random() * vocab));
-  const runner = await loadRunner(checkpoint, { kvPages: 100, maxRows: 160, ...options });
-  const stepper = new Stepper(runner);
-  const rows: Float32Array[] = [];
-  const shared = stepper.tree.insert(tokens(131));
-  while (shared.computed < shared.length) rows.push(...(await stepper.step([shared], 47)).logits);
-  const paths = [3, 0, 70, 9].map((length) => {
-    const path = stepper.tree.fork(shared, length === 9 ? 60 : 131);
-    stepper.tree.extend(path, tokens(length));
-    return path;
-  });
-  for (let turn = 0; turn < 4; turn++) {
-    const { logits, output } = await stepper.step(paths);
-    rows.push(...logits);
-    const best = logits.map((row) => row.indexOf(Math.max(...row)));
-    assert.deepEqual([...output.argmax].sort(), best.sort());
-    for (const path of paths) stepper.tree.append(path, tokens(1)[0]);
-  }
-  await runner.dispose();
-  return rows;
-}
-
-/** Rms of the difference, relative to the rms of the expected around each row's mean. */
-function distance(expected: readonly Float32Array[], actual: readonly Float32Array[]): number {
-  let [difference, squares] = [0, 0];
-  expected.forEach((row, i) => {
-    const mean = row.reduce((sum, x) => sum + x, 0) / row.length;
-    row.forEach((x, j) => {
-      difference += (x - actual[i][j]) ** 2;
-      squares += (x - mean) ** 2;
-    });
-  });
-  return Math.sqrt(difference / squares);
-}
+/** Often enough that graphs are captured and replayed. */
+const TURNS = 4;
+const play = (checkpoint: Checkpoint, options: RunnerOptions): Promise<Float32Array[]> =>
+  walk(checkpoint, { ...options, turns: TURNS });
 
 for (const [name, config] of Object.entries(TINY_CONFIGS)) {
   if (!(HEAD_DIMS as readonly number[]).includes(config.headDim)) continue;
