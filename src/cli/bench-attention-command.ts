@@ -4,6 +4,7 @@
  */
 import { availableParallelism } from 'node:os';
 import { type AttentionBenchRow, benchAttention } from '../backend/cpu/attention-bench.ts';
+import { FlashForgeError, show } from '../base/errors.ts';
 import {
   type Arguments,
   type Command,
@@ -51,6 +52,7 @@ async function run(context: Context, given: Arguments): Promise<void> {
     log: context.note,
     onRow: (row) => context.note(rowLine(row)),
   });
+  checkMeasured(path, report.rows);
   context.print(rowTable(report.rows));
   for (const { name, skipped } of report.rows) {
     if (skipped !== undefined) context.print(`${name} was not measured: ${skipped}`);
@@ -64,6 +66,7 @@ async function runCuda(context: Context, path: string): Promise<void> {
   const report = await benchAttentionCuda(await readWorkloadFile(path), {
     onResult: ({ name, median_us }) => context.note(`${name}: ${median_us.toFixed(1)} us`),
   });
+  checkMeasured(path, [...report.results, ...report.skipped]);
   const cells = report.results.map((row) => [
     row.name,
     (row.unique_bytes / 1e6).toFixed(2),
@@ -84,6 +87,17 @@ async function runCuda(context: Context, path: string): Promise<void> {
     context.print(`${name} was not measured: ${skipped}`);
   }
   await context.report(report);
+}
+
+/** @throws FlashForgeError 'input' where every workload of the file was skipped. */
+function checkMeasured(path: string, rows: readonly { name: string; skipped?: string }[]): void {
+  if (rows.some(({ skipped }) => skipped === undefined)) return;
+  const [{ name, skipped }] = rows;
+  throw new FlashForgeError(
+    'input',
+    `${path}: none of the ${rows.length} workloads could be measured; the first, ${show(name)}, ` +
+      `was not because ${skipped}`,
+  );
 }
 
 const us = (value: number | null): string => (value === null ? '-' : value.toFixed(0));

@@ -5,6 +5,7 @@
  * @module
  */
 import { readFileSync } from 'node:fs';
+import { constants } from 'node:os';
 import { join } from 'node:path';
 import { FlashForgeError, show } from '../base/errors.ts';
 import { fileReason } from '../base/file-errors.ts';
@@ -60,7 +61,8 @@ const COMMANDS: Readonly<Record<string, { summary: string; load: () => Promise<C
 
 const EXIT_FAILED = 1;
 const EXIT_USAGE = 2;
-const EXIT_INTERRUPTED = 130;
+/** What shells say of a command that a signal ended: 130 for Ctrl-C, 143 for SIGTERM. */
+const EXIT_SIGNAL = 128;
 
 async function main(words: readonly string[], signal: AbortSignal): Promise<void> {
   const [first] = words;
@@ -82,6 +84,7 @@ async function main(words: readonly string[], signal: AbortSignal): Promise<void
     process.stdout.write(commandHelp(command));
     return;
   }
+  writesFiles = ['json', 'svg'].some((name) => ![undefined, '-'].includes(given.text(name)));
   await command.run(makeContext(given.text('json'), signal), given);
   // A command that missed the signal has not done what was asked either.
   if (command.endsBySignal !== true) signal.throwIfAborted();
@@ -120,24 +123,33 @@ function exitCodeOf(error: unknown): number {
 }
 
 const controller = new AbortController();
+let exitInterrupted = EXIT_SIGNAL;
 for (const name of ['SIGINT', 'SIGTERM'] as const) {
   process.on(name, () => {
+    exitInterrupted = EXIT_SIGNAL + constants.signals[name];
     // The second time the user does not want to wait for an orderly end.
-    if (controller.signal.aborted) process.exit(EXIT_INTERRUPTED);
+    if (controller.signal.aborted) process.exit(exitInterrupted);
     controller.abort();
   });
 }
-// A reader that closed the pipe (`| head`) has what it wanted.
+/** Whether the command was asked for more than what goes to standard output. */
+let writesFiles = false;
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-  if (error.code === 'EPIPE') process.exit(0);
+  if (error.code === 'EPIPE') {
+    // A reader that closed the pipe (`| head`) has what it wanted; a file is still to be written.
+    if (writesFiles) return;
+    process.exit(0);
+  }
   process.stderr.write(`flashforge: the output cannot be written: ${fileReason(error)}\n`);
   process.exit(EXIT_FAILED);
 });
+// Nobody reads remarks then; the command itself goes on.
+process.stderr.on('error', () => undefined);
 
 try {
   await main(process.argv.slice(2), controller.signal);
 } catch (error) {
   const interrupted = controller.signal.aborted;
   process.stderr.write(`flashforge: ${interrupted ? 'interrupted' : describe(error)}\n`);
-  process.exitCode = interrupted ? EXIT_INTERRUPTED : exitCodeOf(error);
+  process.exitCode = interrupted ? exitInterrupted : exitCodeOf(error);
 }

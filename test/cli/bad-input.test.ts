@@ -144,3 +144,15 @@ test('workloads that are no trees', async () => {
     ),
   ]);
 });
+
+test('workloads of which none can be measured', async () => {
+  const odd = file('odd.json', workload({ name: 'odd', head_dim: 40 }));
+  const large = file('large.json', workload({ nodes: [{ parent: -1, tokens: 1e6 }] }));
+  const bench = (path: string): string[] => ['bench', 'attention', '--workloads', path];
+  await assertFails(bench(odd), FAILED, /none of the 1 workloads .* "odd".* multiple of 16.* 40/);
+  await assertFails(
+    [...bench(large), '--memory', '1'],
+    FAILED,
+    /none of the 1 workloads .* "w".* need \d+ MiB and 1 MiB are allowed/,
+  );
+});

@@ -1,9 +1,9 @@
 /**
- * Commands that succeed: what goes to which stream, reports, and Ctrl-C.
+ * Commands that succeed: what goes to which stream, and reports.
  * @module
  */
 import assert from 'node:assert/strict';
-import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { temporaryFolder } from '../helpers/fixtures.ts';
@@ -114,17 +114,4 @@ test('doctor tells about this machine', async () => {
   for (const name of ['Node.js', 'SIMD', 'memory', 'C compiler', 'CUDA device']) {
     assert.ok(names.includes(name), name);
   }
-});
-
-test('Ctrl-C while generating: exit code 130, nothing written, nothing left', async () => {
-  const long = writeTinyChatModel(folder, { contextLength: 65_536 });
-  const report = join(folder, 'never.json');
-  const words = ['generate', '--model', long, '--prompt', 'hello', '--max-tokens', '60000'];
-  const { code, stderr } = await runCli([...words, '--json', report], {}, (child) => {
-    child.stdout?.once('data', () => child.kill('SIGINT'));
-  });
-  assert.equal(code, 130, stderr);
-  assert.match(stderr, /^flashforge: interrupted$/m);
-  assert.doesNotMatch(stderr, /^\s+at /m);
-  assert.ok(!existsSync(report));
 });

@@ -194,6 +194,6 @@ test('SIGTERM lets requests end, refuses new ones, and a second one stops at onc
   hasty.process.kill('SIGTERM');
   await until('it drains', () => hasty.stderr().includes('shutting down'));
   await assert.rejects(request(hasty, '/v1/completions', short));
-  assert.equal(await hasty.stop(), 130);
+  assert.equal(await hasty.stop(), 143);
   assert.ok((await lost) instanceof Error);
 });
