@@ -4,10 +4,12 @@
  * @module
  */
 import { readFileSync } from 'node:fs';
+import { median } from '../base/math.ts';
 import type { BatchPrompt, Generated, Llm } from '../index.ts';
 import { assetPath } from './asset-path.ts';
 import { BranchView } from './branch-view.ts';
 import { type Command, type Context, JSON_OPTION } from './command.ts';
+import type { Mode } from './decode-bench.ts';
 import { deviceOptions, loadModel, MODEL_OPTIONS } from './load-model.ts';
 import { integerOption } from './parse-arguments.ts';
 import { table } from './table.ts';
@@ -23,6 +25,9 @@ const QUESTIONS = [
   'What happened on 11 November 1953?',
 ];
 const MAX_TOKENS_DEFAULT = 64;
+/** Runs of the batch in each mode; single runs differ by some percent. */
+const TURNS = 3;
+const MODES: readonly Mode[] = ['tree', 'flat'];
 /** The second sample of each question is drawn, so that the branches differ. */
 const DRAWN = { temperature: 0.6, topP: 0.9, frequencyPenalty: 0.3, seed: 1 };
 
@@ -66,17 +71,22 @@ async function demonstrate(context: Context, llm: Llm, maxTokens: number): Promi
   });
   context.print('');
 
-  const first = await runBatch(context, llm, prompts, maxTokens, 'tree', true);
-  context.note('\nThe same batch flat: every branch reads the whole document by itself ...');
-  // Tree, flat, flat, tree: a machine that slows down or speeds up meets both alike.
-  const flat = await runBatch(context, llm, prompts, maxTokens, 'flat');
-  const flatAgain = await runBatch(context, llm, prompts, maxTokens, 'flat');
-  const last = await runBatch(context, llm, prompts, maxTokens, 'tree');
-  const [tree, flatSum] = [sumOf(first, last), sumOf(flat, flatAgain)];
+  const runs: Record<Mode, BatchRun[]> = { tree: [], flat: [] };
+  for (let turn = 0; turn < TURNS; turn++) {
+    // Tree, flat, flat, tree, ...: a machine that slows down or speeds up meets both alike.
+    for (const mode of turn % 2 === 0 ? MODES : MODES.toReversed()) {
+      const first = runs[mode].length === 0;
+      if (first && mode === 'flat') {
+        context.note('\nThe same batch flat: every branch reads the whole document by itself ...');
+      }
+      runs[mode].push(await runBatch(context, llm, prompts, maxTokens, mode, first));
+    }
+  }
+  const [tree, flat] = [medianFigures(runs.tree), medianFigures(runs.flat)];
 
-  const gaps = await divergences(llm, prompts, first.greedy, flat.greedy);
-  context.print(`\n${comparisonTable(tree, flatSum)}\n`);
-  context.print(verdict(tree, flatSum, gaps));
+  const gaps = await divergences(llm, prompts, runs.tree[0].greedy, runs.flat[0].greedy);
+  context.print(`\n${comparisonTable(tree, flat)}\n`);
+  context.print(verdict(tree, flat, gaps));
   document.dispose();
   await context.report({
     model: llm.info.reference,
@@ -84,10 +94,11 @@ async function demonstrate(context: Context, llm: Llm, maxTokens: number): Promi
     provider: llm.info.provider,
     shared_tokens: shared.length,
     prefill_ms: prefillMs,
-    tree: figures(tree),
-    flat: figures(flatSum),
-    time_ratio: flatSum.decodeMs / tree.decodeMs,
-    kv_reduction: flatSum.kvBytes / tree.kvBytes,
+    turns: TURNS,
+    tree,
+    flat,
+    time_ratio: flat.step_ms / tree.step_ms,
+    kv_reduction: flat.kv_bytes / tree.kv_bytes,
     outputs_equal: gaps.length === 0,
     diverged: gaps.length,
   });
@@ -131,15 +142,15 @@ async function runBatch(
   llm: Llm,
   prompts: readonly BatchPrompt[],
   maxTokens: number,
-  mode: 'tree' | 'flat',
-  show = false,
+  mode: Mode,
+  first: boolean,
 ): Promise<BatchRun> {
   llm.setFlat(mode === 'flat');
   // Only the document stays: questions and answers of an earlier run must be computed again.
   await llm.clearCache();
   await llm.resetStats();
   const labels = QUESTIONS.flatMap((_, i) => [`${i + 1}a`, `${i + 1}b`]);
-  const view = show ? new BranchView(context, labels) : null;
+  const view = first && mode === 'tree' ? new BranchView(context, labels) : null;
   const started = performance.now();
   const { signal } = context;
   const streams = [
@@ -170,20 +181,6 @@ async function runBatch(
   };
 }
 
-/** Two runs of the same batch as one; TPOT is a mean. */
-function sumOf(a: BatchRun, b: BatchRun): BatchRun {
-  return {
-    greedy: a.greedy,
-    tokens: a.tokens + b.tokens,
-    wallMs: a.wallMs + b.wallMs,
-    decodeMs: a.decodeMs + b.decodeMs,
-    steps: a.steps + b.steps,
-    attentionMs: a.attentionMs + b.attentionMs,
-    kvBytes: a.kvBytes + b.kvBytes,
-    tpotMs: (a.tpotMs + b.tpotMs) / 2,
-  };
-}
-
 /**
  * For each greedy answer that differs: how far the two best logits were apart where it does,
  * which tells rounding from a mistake.
@@ -207,7 +204,7 @@ async function divergences(
   return gaps;
 }
 
-function figures(run: BatchRun): Record<string, number> {
+function figures(run: BatchRun) {
   return {
     wall_ms: run.wallMs,
     tokens: run.tokens,
@@ -219,35 +216,44 @@ function figures(run: BatchRun): Record<string, number> {
   };
 }
 
-function comparisonTable(tree: BatchRun, flat: BatchRun): string {
-  const [a, b] = [figures(tree), figures(flat)];
-  const row = (title: string, key: string, text: (value: number) => string, more = false) => {
-    const ratio = more ? a[key] / b[key] : b[key] / a[key];
-    return [title, text(a[key]), text(b[key]), `${ratio.toFixed(2)}x`];
+type Figures = ReturnType<typeof figures>;
+
+/** Each figure's median over the turns. */
+function medianFigures(runs: readonly BatchRun[]): Figures {
+  const all = runs.map(figures);
+  const keys = Object.keys(all[0]) as (keyof Figures)[];
+  const medians = keys.map((key) => [key, median(all.map((each) => each[key]))]);
+  return Object.fromEntries(medians) as Figures;
+}
+
+function comparisonTable(tree: Figures, flat: Figures): string {
+  const row = (title: string, key: keyof Figures, text: (value: number) => string) => {
+    const ratio = key === 'tokens_per_s' ? tree[key] / flat[key] : flat[key] / tree[key];
+    return [title, text(tree[key]), text(flat[key]), `${ratio.toFixed(2)}x`];
   };
   const ms = (value: number): string => `${value.toFixed(1)} ms`;
   return table(
-    ['', 'prefix tree', 'flat', 'tree is better by'],
+    [`median of ${TURNS} turns`, 'prefix tree', 'flat', 'tree is better by'],
     [
-      row('tokens a second', 'tokens_per_s', (value) => value.toFixed(1), true),
+      row('tokens a second', 'tokens_per_s', (value) => value.toFixed(1)),
       row('time per token (TPOT)', 'tpot_ms', ms),
       row('decode step', 'step_ms', ms),
       row('of it attention', 'attention_ms', ms),
       row('KV bytes read', 'kv_bytes', (value) => `${(value / 1e9).toFixed(2)} GB`),
-      row('whole batch, twice', 'wall_ms', seconds),
+      row('whole batch', 'wall_ms', seconds),
     ],
   );
 }
 
-function verdict(tree: BatchRun, flat: BatchRun, gaps: readonly number[]): string {
-  const time = `flat took ${(flat.decodeMs / tree.decodeMs).toFixed(2)} times the decoding time`;
-  const bytes = `read ${(flat.kvBytes / tree.kvBytes).toFixed(1)} times the KV bytes`;
+function verdict(tree: Figures, flat: Figures, gaps: readonly number[]): string {
+  const time = `a decode step took ${(flat.step_ms / tree.step_ms).toFixed(2)} times as long`;
+  const bytes = `read ${(flat.kv_bytes / tree.kv_bytes).toFixed(1)} times the KV bytes`;
   const outputs =
     gaps.length === 0
       ? `all ${QUESTIONS.length} greedy answers are identical`
       : `${gaps.length} of ${QUESTIONS.length} greedy answers differ, where the two best tokens ` +
         `were ${gaps.map((gap) => gap.toFixed(2)).join(', ')} apart in logits`;
-  return `Sharing off, ${time} and ${bytes}; ${outputs}.`;
+  return `With sharing off, ${time} and the batch ${bytes}; ${outputs}.`;
 }
 
 const seconds = (ms: number): string => `${(ms / 1000).toFixed(2)} s`;
