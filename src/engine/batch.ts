@@ -15,6 +15,8 @@ import type { BatchEntry } from './scheduler.ts';
 export interface Batch extends StepInput {
   /** (logitRows) index in the entries of each wanted row of logits. */
   readonly logitEntries: readonly number[];
+  /** (logitRows) position of each in its sequence. */
+  readonly logitPositions: readonly number[];
   /** KV tokens that this step reads for one head and layer; what flat decoding would read. */
   readonly kvTokens: number;
   readonly kvTokensFlat: number;
@@ -92,7 +94,7 @@ export class BatchBuilder {
   #fill(
     entries: readonly BatchEntry[],
     forest: Forest,
-  ): Pick<Batch, 'tokens' | 'writeSlots' | 'logitRows' | 'logitEntries'> {
+  ): Pick<Batch, 'tokens' | 'writeSlots' | 'logitRows' | 'logitEntries' | 'logitPositions'> {
     const { rows, requestRow } = forest;
     if (rows > this.#tokens.length) {
       this.#tokens = new Int32Array(2 * rows);
@@ -100,22 +102,27 @@ export class BatchBuilder {
     }
     const logitRows: number[] = [];
     const logitEntries: number[] = [];
+    const logitPositions: number[] = [];
     for (let request = 0; request < forest.requests; request++) {
       const index = this.#forests.order[request];
-      const { path, from, to } = entries[index];
+      const { sequence, path, from, to } = entries[index];
       const row = requestRow[request];
       path.copyTokens(from, to, this.#tokens, row);
       if (path.computed > from) this.#slots.fill(-1, row, row + to - from);
       else this.#tree.copySlots(path, from, to, this.#slots, row);
-      if (to < path.length) continue;
-      logitRows.push(requestRow[request + 1] - 1);
-      logitEntries.push(index);
+      const last = to < path.length ? to : to - 1;
+      for (let at = Math.min(last, Math.max(from, sequence.rowsFrom)); at < to; at++) {
+        logitRows.push(row + at - from);
+        logitEntries.push(index);
+        logitPositions.push(at);
+      }
     }
     return {
       tokens: this.#tokens.subarray(0, rows),
       writeSlots: this.#slots.subarray(0, rows),
       logitRows: Int32Array.from(logitRows),
       logitEntries,
+      logitPositions,
     };
   }
 }

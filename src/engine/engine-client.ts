@@ -7,7 +7,7 @@ import { Worker } from 'node:worker_threads';
 import { FlashForgeError } from '../base/errors.ts';
 import type { Call, EngineSnapshot, EngineStart, ModelInfo, Reply } from './rpc.ts';
 
-export type StreamReply = Extract<Reply, { kind: 'token' | 'end' }>;
+export type StreamReply = Extract<Reply, { kind: 'prompt' | 'token' | 'end' }>;
 
 /** A call without its number; distributes over the union. */
 type Unnumbered<T> = T extends { readonly id: number } ? Omit<T, 'id'> : never;
@@ -161,6 +161,7 @@ export class EngineClient {
       case 'ready':
         this.#settle(LOAD_ID, (pending) => pending.resolve(reply.info));
         return;
+      case 'prompt':
       case 'token':
       case 'end':
         this.#pending.get(reply.id)?.onStream?.(reply);

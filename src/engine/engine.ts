@@ -12,7 +12,13 @@ import { PrefixTree } from '../kvcache/prefix-tree.ts';
 import { type Batch, BatchBuilder, type PlannedStep } from './batch.ts';
 import { EngineStats } from './engine-stats.ts';
 import { type BatchEntry, chooseBatch, type SchedulerLimits } from './scheduler.ts';
-import { byUrgency, Sequence, type SequenceInit, type SequenceOwner } from './sequence.ts';
+import {
+  byUrgency,
+  type LogitsRow,
+  Sequence,
+  type SequenceInit,
+  type SequenceOwner,
+} from './sequence.ts';
 
 export interface EngineOptions {
   /** Most rows of a step; default and upper bound: the runner's. */
@@ -228,7 +234,9 @@ export class Engine {
       }
       this.#waiting.shift();
       sequence.waiting = null;
-      if (sequence.cost.cachedTokens < 0) sequence.cost.cachedTokens = match.computed;
+      if (sequence.cost.cachedTokens < 0) {
+        sequence.cost.cachedTokens = Math.min(match.computed, sequence.rowsFrom);
+      }
       this.#admitted.add(sequence);
       running++;
     }
@@ -265,8 +273,10 @@ export class Engine {
     const count = batch.logitEntries.length;
     batch.logitEntries.forEach((index, row) => {
       const { sequence, path, to } = entries[index];
-      if (sequence.path !== path || path.length !== to) return;
-      sequence.owner.onComputed(sequence, {
+      if (sequence.path !== path) return;
+      const position = batch.logitPositions[row];
+      const isLast = position === to - 1 && to === path.length;
+      const answer: LogitsRow = {
         // Read only when asked for: a device copies all logits then.
         get logits() {
           const vocab = output.logits.length / count;
@@ -274,7 +284,14 @@ export class Engine {
         },
         argmax: output.argmax[row],
         logSumExp: output.logSumExp[row],
-      });
+      };
+      if (isLast) {
+        sequence.rowsFrom = Number.POSITIVE_INFINITY;
+        sequence.owner.onComputed(sequence, answer);
+      } else if (sequence.rowsFrom <= position) {
+        sequence.rowsFrom = position + 1;
+        sequence.owner.onRow?.(sequence, position, answer);
+      }
     });
   }
 

@@ -3,7 +3,13 @@
  * @module
  */
 import { FlashForgeError } from '../base/errors.ts';
-import type { FinishReason, SampleEnd, SampleStats, TokenEvent } from './generation.ts';
+import type {
+  FinishReason,
+  PromptToken,
+  SampleEnd,
+  SampleStats,
+  TokenEvent,
+} from './generation.ts';
 import type { TokenLogprob } from './sampler.ts';
 
 /** A piece of a completion. */
@@ -44,6 +50,11 @@ export interface Completion {
 export interface Generated extends Completion {
   /** (n) */
   readonly samples: readonly Completion[];
+  /**
+   * One entry for each token of the prompt (of what follows the prefix, for one that continues a
+   * prefix), where promptLogprobs were asked for; else null.
+   */
+  readonly promptLogprobs: readonly PromptToken[] | null;
 }
 
 /** Collects one sample. */
@@ -82,11 +93,17 @@ class SampleCollector {
 /** Collects the samples of all prompts of a call. */
 export class Collector {
   readonly #prompts: SampleCollector[][];
+  readonly #promptTokens: (readonly PromptToken[] | null)[];
 
   constructor(prompts: number, n: number) {
     this.#prompts = Array.from({ length: prompts }, () =>
       Array.from({ length: n }, () => new SampleCollector()),
     );
+    this.#promptTokens = this.#prompts.map(() => null);
+  }
+
+  setPrompt(prompt: number, tokens: readonly PromptToken[]): void {
+    this.#promptTokens[prompt] = tokens;
   }
 
   add(prompt: number, event: TokenEvent): void {
@@ -101,7 +118,7 @@ export class Collector {
   results(): Generated[] {
     return this.#prompts.map((samples, prompt) => {
       const all = samples.map((sample, index) => sample.completion(prompt, index));
-      return { ...all[0], samples: all };
+      return { ...all[0], samples: all, promptLogprobs: this.#promptTokens[prompt] };
     });
   }
 }

@@ -6,7 +6,7 @@
 import { FlashForgeError } from '../base/errors.ts';
 import type { Namespace } from '../kvcache/path.ts';
 import type { Engine } from './engine.ts';
-import { Sampler, type TokenLogprob } from './sampler.ts';
+import { Sampler, type TokenLogprob, topLogprobs } from './sampler.ts';
 import type { SamplingParams } from './sampling-params.ts';
 import type { LogitsRow, Sequence, SequenceOwner } from './sequence.ts';
 import { type StopResult, StopStrings } from './stop-strings.ts';
@@ -25,6 +25,13 @@ export interface TokenEvent {
   readonly logprob?: number;
   /** The best tokens in its place, where they were asked for. */
   readonly top?: readonly TokenLogprob[];
+}
+
+/** A token of the prompt. Null: the model says nothing about a text's first token. */
+export interface PromptToken {
+  readonly token: number;
+  readonly logprob: number | null;
+  readonly top: readonly TokenLogprob[] | null;
 }
 
 /** A finished sample. */
@@ -52,6 +59,8 @@ export interface SampleStats {
 
 /** Receives what happens; nothing follows `onDone` or `onError`. */
 export interface GenerationSink {
+  /** The prompt's own tokens, before any sample's; only where promptLogprobs were asked for. */
+  onPrompt?(tokens: readonly PromptToken[]): void;
   onToken(event: TokenEvent): void;
   onEnd(end: SampleEnd): void;
   onDone(): void;
@@ -69,6 +78,8 @@ export interface GenerationInit {
   readonly prompt: Int32Array;
   readonly params: SamplingParams;
   readonly contextLength: number;
+  /** Tokens of the prompt that a held branch brings: `promptLogprobs` are of what follows them. */
+  readonly branchTokens?: number | undefined;
   /** The model's end-of-sequence tokens. */
   readonly eosIds: ReadonlySet<number>;
   readonly namespace?: Namespace | undefined;
@@ -88,6 +99,9 @@ interface Sample {
   readonly tokens: number[];
 }
 
+/** Log-probabilities of prompts in one answer: some tens of MB of JSON. */
+const PROMPT_LOGPROBS_MAX = 1 << 18;
+
 export class Generation implements SequenceOwner {
   readonly #engine: Engine;
   readonly #init: GenerationInit;
@@ -95,6 +109,8 @@ export class Generation implements SequenceOwner {
   readonly #maxTokens: number;
   readonly #stopIds: ReadonlySet<number>;
   readonly #samples = new Map<Sequence, Sample>();
+  /** What is known of the prompt's tokens; null where nobody asks. */
+  readonly #promptTokens: PromptToken[] | null;
   readonly #arrivedMs = performance.now();
   #first: Sequence | null;
   #firstTokenMs = 0;
@@ -112,8 +128,15 @@ export class Generation implements SequenceOwner {
     this.#sink = sink;
     this.#maxTokens = Math.min(params.maxTokens, contextLength - prompt.length);
     this.#stopIds = new Set([...params.stopTokenIds, ...(params.ignoreEos ? [] : init.eosIds)]);
-    const { namespace, priority } = init;
-    this.#first = engine.add(prompt, this, { namespace, priority });
+    const { namespace, priority, branchTokens = 0 } = init;
+    const scored = params.promptLogprobs !== null;
+    this.#promptTokens = scored ? [] : null;
+    if (scored && branchTokens === 0) {
+      this.#promptTokens?.push({ token: prompt[0], logprob: null, top: null });
+    }
+    // A token's log-probability stands in the row of the token before it.
+    const rowsFrom = scored ? Math.max(0, branchTokens - 1) : undefined;
+    this.#first = engine.add(prompt, this, { namespace, priority, rowsFrom });
   }
 
   /** Ends all samples at once; the sink gets 'aborted'. After the end it does nothing. */
@@ -128,6 +151,15 @@ export class Generation implements SequenceOwner {
     }
     const sample = this.#samples.get(sequence);
     if (sample !== undefined) this.#advance(sample, row);
+  }
+
+  onRow(sequence: Sequence, position: number, row: LogitsRow): void {
+    const { params, prompt } = this.#init;
+    if (sequence !== this.#first || this.#promptTokens === null) return;
+    const token = prompt[position + 1];
+    const { logits, logSumExp } = row;
+    const top = topLogprobs(logits, logSumExp, params.promptLogprobs ?? 0);
+    this.#promptTokens.push({ token, logprob: logits[token] - logSumExp, top });
   }
 
   onError(_sequence: Sequence, error: FlashForgeError): void {
@@ -150,8 +182,11 @@ export class Generation implements SequenceOwner {
     }));
     for (const sample of samples) this.#samples.set(sample.sequence, sample);
     this.#firstTokenMs = performance.now();
+    if (this.#promptTokens !== null) this.#sink.onPrompt?.(this.#promptTokens);
     for (const sample of samples) {
-      if (this.#samples.has(sample.sequence)) this.#advance(sample, row);
+      if (!this.#samples.has(sample.sequence)) continue;
+      if (params.maxTokens === 0) this.#finish(sample, 'length', '');
+      else this.#advance(sample, row);
     }
   }
 
@@ -227,4 +262,19 @@ export function checkPrompt(length: number, contextLength: number): void {
         `${contextLength}, got ${length}`,
     );
   }
+}
+
+/**
+ * @param tokens of all prompts of a call
+ * @throws FlashForgeError 'request' for more log-probabilities than an answer can hold.
+ */
+export function checkPromptLogprobs(tokens: number, { promptLogprobs, n }: SamplingParams): void {
+  if (promptLogprobs === null) return;
+  const count = tokens * (promptLogprobs + 1) * n;
+  if (count <= PROMPT_LOGPROBS_MAX) return;
+  throw new FlashForgeError(
+    'request',
+    `promptLogprobs must be at most ${PROMPT_LOGPROBS_MAX} in all, as prompt tokens x (best ` +
+      `tokens + 1) x samples, got ${count}: ask with fewer prompts at a time`,
+  );
 }

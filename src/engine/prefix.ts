@@ -85,7 +85,9 @@ export class Prefix {
   }
 
   /** Draws a next token without appending it; each call draws from a stream of its own. */
-  async sample(options: Omit<SamplingOptions, 'n' | 'maxTokens' | 'stop'> = {}): Promise<Sampled> {
+  async sample(
+    options: Omit<SamplingOptions, 'n' | 'maxTokens' | 'stop' | 'promptLogprobs'> = {},
+  ): Promise<Sampled> {
     const call = { kind: 'sample', branch: this.#use(), options, sample: this.#samples++ } as const;
     return (await this.#client.call(call)) as Sampled;
   }

@@ -85,7 +85,8 @@ export function startGeneration<T>(
       { kind: 'generate', prompts, options: sampling, placement },
       (reply) => {
         const { prompt } = reply;
-        if (reply.kind === 'token') {
+        if (reply.kind === 'prompt') collector.setPrompt(prompt, reply.tokens);
+        else if (reply.kind === 'token') {
           collector.add(prompt, reply.event);
           onChunk({ prompt, ...reply.event });
         } else {

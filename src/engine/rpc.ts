@@ -11,7 +11,7 @@ import type { ChatMessage, ChatOptions } from '../tokenizer/chat-template.ts';
 import type { BeamOptions } from './beam-search.ts';
 import type { EngineOptions } from './engine.ts';
 import type { StepTotals } from './engine-stats.ts';
-import type { SampleEnd, TokenEvent } from './generation.ts';
+import type { PromptToken, SampleEnd, TokenEvent } from './generation.ts';
 import type { GrammarSource } from './grammar.ts';
 import type { SamplingOptions } from './sampling-params.ts';
 
@@ -115,6 +115,12 @@ export type Reply =
       readonly id: number;
       readonly prompt: number;
       readonly event: TokenEvent;
+    }
+  | {
+      readonly kind: 'prompt';
+      readonly id: number;
+      readonly prompt: number;
+      readonly tokens: readonly PromptToken[];
     }
   | { readonly kind: 'end'; readonly id: number; readonly prompt: number; readonly end: SampleEnd }
   | { readonly kind: 'stats'; readonly stats: EngineSnapshot }

@@ -7,7 +7,7 @@ import { checkInteger, checkNumber, FlashForgeError, show } from '../base/errors
 
 /** Options of one generation, as callers give them; every field has a default. */
 export interface SamplingOptions {
-  /** Most new tokens; default 256. */
+  /** Most new tokens; default 256. 0 only computes the prompt. */
   readonly maxTokens?: number;
   /** 0 = greedy (the default); above, the softmax temperature. */
   readonly temperature?: number;
@@ -37,6 +37,11 @@ export interface SamplingOptions {
   readonly ignoreEos?: boolean;
   /** Report each token's log-probability and those of this many best tokens (0 to 20). */
   readonly logprobs?: number;
+  /**
+   * Report the same of the prompt's tokens, which computes them anew where the cache has their KV:
+   * it holds no log-probabilities.
+   */
+  readonly promptLogprobs?: number;
 }
 
 /** Checked options with every default filled in. */
@@ -57,6 +62,7 @@ export interface SamplingParams {
   readonly ignoreEos: boolean;
   /** null = no log-probabilities; 0 = of the chosen token only. */
   readonly logprobs: number | null;
+  readonly promptLogprobs: number | null;
 }
 
 /** Names of all options, for messages about unknown ones. */
@@ -76,6 +82,7 @@ export const SAMPLING_FIELDS: readonly (keyof SamplingOptions)[] = [
   'stopTokenIds',
   'ignoreEos',
   'logprobs',
+  'promptLogprobs',
 ];
 
 /** Number of samples one prompt may have. */
@@ -107,7 +114,7 @@ export function samplingParams(options: SamplingOptions, vocab: number): Samplin
   const repetitionPenalty = number('repetitionPenalty', 1, PENALTY_MIN, 100);
   const temperature = number('temperature', 0, 0, 100);
   return {
-    maxTokens: integer('maxTokens', DEFAULT_MAX_TOKENS, 1),
+    maxTokens: integer('maxTokens', DEFAULT_MAX_TOKENS, 0),
     temperature: temperature < TEMPERATURE_MIN ? 0 : temperature,
     topK: integer('topK', 0, 0),
     topP,
@@ -122,6 +129,8 @@ export function samplingParams(options: SamplingOptions, vocab: number): Samplin
     stopTokenIds: tokenIds(options.stopTokenIds, vocab),
     ignoreEos: flag('ignoreEos', options.ignoreEos),
     logprobs: options.logprobs === undefined ? null : integer('logprobs', 0, 0, 20),
+    promptLogprobs:
+      options.promptLogprobs === undefined ? null : integer('promptLogprobs', 0, 0, 20),
   };
 }
 

@@ -25,6 +25,8 @@ export interface SchedulerLimits {
 
 /** A prefill chunk below this is not worth a place in the step. */
 const CHUNK_MIN = 16;
+/** Prefill rows of a step in which owners see all rows: each is as long as the vocabulary. */
+const SHOWN_ROWS = 128;
 
 /** The next step's entries; empty when nothing can run. */
 export function chooseBatch(
@@ -34,11 +36,16 @@ export function chooseBatch(
 ): BatchEntry[] {
   const decode: BatchEntry[] = [];
   const prefill: BatchEntry[] = [];
+  let shown = false;
   for (const sequence of sequences) {
     if (!sequence.active || sequence.path === null) continue;
     const { path } = sequence;
     const { from, to } = tree.claim(path);
-    if (from === path.length) {
+    if (sequence.rowsFrom < path.length) {
+      const entry = shownRows(sequence, path, from, to);
+      if (entry !== null) prefill.push(entry);
+      shown = true;
+    } else if (from === path.length) {
       // All there, from the cache: the last token is asked again for its logits.
       decode.push({ sequence, path, from: from - 1, to: from });
     } else if (to - from === 1) decode.push({ sequence, path, from, to });
@@ -52,9 +59,24 @@ export function chooseBatch(
   const reserved = prefill.length === 0 ? 0 : Math.min(CHUNK_MIN, limits.maxRows >> 2);
   const batch = decode.slice(0, limits.maxRows - reserved);
   const left = limits.maxRows - batch.length;
-  const rows = batch.length === 0 ? left : Math.min(left, limits.mixedPrefillRows);
+  const rows = Math.min(
+    left,
+    batch.length === 0 ? left : limits.mixedPrefillRows,
+    shown ? SHOWN_ROWS : left,
+  );
   prefill.sort((a, b) => byUrgency(a.sequence, b.sequence));
   return batch.concat(shareRows(prefill, rows));
+}
+
+/**
+ * The next rows of a sequence whose owner wants to see them, of which `from` to `to` may be
+ * computed: a chunk has rows either with KV or without. Null while another sequence computes them.
+ */
+function shownRows(sequence: Sequence, path: Path, from: number, to: number): BatchEntry | null {
+  const { rowsFrom } = sequence;
+  if (rowsFrom < from) return { sequence, path, from: rowsFrom, to: from };
+  const end = rowsFrom > from ? Math.min(to, rowsFrom) : to;
+  return end > from ? { sequence, path, from, to: end } : null;
 }
 
 /**

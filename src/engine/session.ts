@@ -10,7 +10,7 @@ import { beamSearch, type Hypothesis } from './beam-search.ts';
 import { Branch, type BranchInit } from './branch.ts';
 import { BranchTable } from './branch-table.ts';
 import type { Engine } from './engine.ts';
-import { Generation, type SampleEnd, type SampleStats } from './generation.ts';
+import { checkPromptLogprobs, Generation, type SampleEnd, type SampleStats } from './generation.ts';
 import type { Constraint, Grammars } from './grammar.ts';
 import { type EngineView, type PathView, viewPath, viewPlan, viewTree } from './inspect.ts';
 import type { PromptEncoder } from './prompt-encoder.ts';
@@ -157,15 +157,24 @@ export class Session {
         stop(aborted());
       });
       try {
+        const tokenized = prompts.map((source) => this.#tokensOf(source));
+        const inBranch = prompts.map(({ branch }) =>
+          branch === undefined ? 0 : this.#branches.get(branch).length,
+        );
+        checkPromptLogprobs(
+          tokenized.reduce((sum, { length }, at) => sum + length - inBranch[at], 0),
+          params,
+        );
         for (const [prompt, source] of prompts.entries()) {
           const constraint = constraints[prompt];
-          const tokens = this.#tokensOf(source);
+          const tokens = tokenized[prompt];
           const generation = new Generation(
             this.#engine,
             {
               prompt: tokens,
               params,
               contextLength: this.#model.contextLength,
+              branchTokens: inBranch[prompt],
               eosIds: this.#encoder.eosIds,
               namespace: this.#branches.namespaceOf(source.branch, placement.salt, tokens),
               priority: placement.priority,
@@ -173,6 +182,7 @@ export class Session {
               allowed: constraint && ((index, tokens) => constraint.allowed(index, tokens)),
             },
             {
+              onPrompt: (tokens) => this.#outbox.push({ kind: 'prompt', id, prompt, tokens }),
               onToken: (event) => this.#outbox.push({ kind: 'token', id, prompt, event }),
               onEnd: (end) => this.#outbox.push({ kind: 'end', id, prompt, end }),
               onDone: () => {

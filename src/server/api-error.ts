@@ -69,6 +69,7 @@ const API_NAMES: Readonly<Record<string, string>> = {
   lengthPenalty: 'length_penalty',
   cacheSalt: 'cache_salt',
   beams: 'n',
+  promptLogprobs: 'logprobs',
 };
 const FIELDS = /^(?:unknown option )?([A-Za-z]+)/;
 

@@ -20,9 +20,20 @@ export const completionRequest = z.strictObject({
   ...samplingFields,
   model: z.string(),
   prompt: prompt.describe('Text, token ids, or a list of either.'),
+  max_tokens: z
+    .int()
+    .min(0)
+    .max(Number.MAX_SAFE_INTEGER)
+    .nullish()
+    .describe('Most new tokens a sample; 0 only with echo, to look at the prompt.'),
   best_of: z.int().min(1).max(SAMPLES_PER_REQUEST).nullish().describe('At least n.'),
   echo: z.boolean().nullish().describe('Put the prompt before the answer.'),
-  logprobs: z.int().min(0).max(20).nullish(),
+  logprobs: z
+    .int()
+    .min(0)
+    .max(20)
+    .nullish()
+    .describe("With echo of the prompt's tokens too, which are computed anew then."),
   suffix: z.null().optional().describe('Not supported: must be absent or null.'),
   response_format: responseFormat.nullish(),
   prefix_id: z.string().max(NAME_LENGTH).nullish().describe('A prefix that the prompt continues.'),
@@ -32,8 +43,8 @@ export type CompletionRequest = z.output<typeof completionRequest>;
 const logprobs = z
   .object({
     tokens: z.array(z.string()),
-    token_logprobs: z.array(z.number()),
-    top_logprobs: z.array(z.record(z.string(), z.number())).nullable(),
+    token_logprobs: z.array(z.number().nullable()).describe("Null: a text's first token."),
+    top_logprobs: z.array(z.record(z.string(), z.number()).nullable()).nullable(),
     text_offset: z.array(z.int()),
   })
   .nullable();

@@ -2,15 +2,21 @@
  * POST /v1/completions: plain prompts, continued as they are, at once or as they grow.
  * @module
  */
+import type { PromptToken } from '../engine/generation.ts';
+import type { TokenDetail } from '../engine/generation-stream.ts';
 import type { PromptSource } from '../engine/rpc.ts';
 import type { SamplingOptions } from '../engine/sampling-params.ts';
 import { badRequest } from './api-error.ts';
 import { beamJob } from './beams.ts';
-import type { CompletionRequest, CompletionResponse } from './completion-schema.ts';
+import type {
+  CompletionLogprobs,
+  CompletionRequest,
+  CompletionResponse,
+} from './completion-schema.ts';
 import type { ServedModel } from './engine-host.ts';
 import type { Exchange } from './exchange.ts';
 import { Choices, type Finished, type Job, type Piece, runJob } from './jobs.ts';
-import { completionLogprobs } from './logprobs.ts';
+import { completionLogprobs, joinLogprobs, promptLogprobs } from './logprobs.ts';
 import { maxTokensOf, placementOf, servedModel } from './request-checks.ts';
 import { grammarOf } from './response-format.ts';
 import { samplingOptions } from './sampling-fields.ts';
@@ -35,6 +41,9 @@ interface Plain {
   readonly echoes: readonly string[];
 }
 
+type PromptTokens = readonly PromptToken[];
+type Logprobs = CompletionLogprobs;
+
 /** OpenAI's default. */
 const MAX_TOKENS = 16;
 const PROMPT = 'prompt';
@@ -51,8 +60,16 @@ export async function completions(exchange: Exchange): Promise<Response> {
   };
   if (body.stream) return stream(exchange, plain, job);
   const choices = new Choices(sources.length * (options.n ?? 1));
-  const usage = await runJob(exchange, job, (piece) => choices.add(piece));
-  return answer(plain, choices.finished, usage);
+  const prompts: PromptTokens[] = [];
+  const usage = await runJob(
+    exchange,
+    job,
+    (piece) => choices.add(piece),
+    (prompt, tokens) => {
+      prompts[prompt] = tokens;
+    },
+  );
+  return answer(plain, choices.finished, prompts, usage);
 }
 
 async function readCompletion(exchange: Exchange): Promise<Plain> {
@@ -64,8 +81,8 @@ async function readCompletion(exchange: Exchange): Promise<Plain> {
   if (body.stream && bestOf > n) {
     throw badRequest('best_of must not be above n in a stream', 'best_of');
   }
-  if (body.echo && body.logprobs != null) {
-    throw badRequest('logprobs must not be given with echo: prompts have none here', 'logprobs');
+  if (body.max_tokens === 0 && (!body.echo || body.use_beam_search)) {
+    throw badRequest('max_tokens must be at least 1, or 0 with echo, got 0', 'max_tokens');
   }
   const sources = sourcesOf(exchange, body);
   const maxTokens = maxTokensOf(exchange, model, 'max_tokens', body.max_tokens, MAX_TOKENS);
@@ -85,6 +102,9 @@ async function readCompletion(exchange: Exchange): Promise<Plain> {
       ...samplingOptions(body, maxTokens),
       n: bestOf,
       ...(logprobs === null ? {} : { logprobs }),
+      ...(body.echo && body.logprobs != null && !body.use_beam_search
+        ? { promptLogprobs: body.logprobs }
+        : {}),
     },
     echoes: body.echo ? await Promise.all(sources.map((each) => textOf(exchange, each))) : [],
   };
@@ -109,23 +129,47 @@ async function textOf(exchange: Exchange, { text, tokens }: PromptSource): Promi
   return (await exchange.parts.host.call(call)) as string;
 }
 
-function answer(plain: Plain, all: readonly Finished[], usage: Usage): Response {
-  const { body, head, model, options, sources } = plain;
+/** Log-probabilities of what a choice begins with, where they were asked for. */
+function echoLogprobs(plain: Plain, prompt: number, tokens: PromptTokens | undefined): Logprobs {
+  if (tokens === undefined) return null;
+  return promptLogprobs(tokens, plain.model.texts, plain.echoes[prompt]);
+}
+
+function answer(
+  plain: Plain,
+  all: readonly Finished[],
+  prompts: readonly PromptTokens[],
+  usage: Usage,
+): Response {
+  const { body, head, options, sources } = plain;
   const [n, drawn] = [body.n ?? 1, options.n ?? 1];
-  const choices = sources.flatMap((_, prompt) =>
-    best(all.slice(prompt * drawn, (prompt + 1) * drawn), n).map((each, index) => ({
+  const choices = sources.flatMap((_, prompt) => {
+    const echo = plain.echoes[prompt] ?? '';
+    const before = echoLogprobs(plain, prompt, prompts[prompt]);
+    const samples = all.slice(prompt * drawn, (prompt + 1) * drawn);
+    return best(samples, n).map(({ text, details, ...each }, index) => ({
       index: prompt * n + index,
-      text: (plain.echoes[prompt] ?? '') + each.text,
-      logprobs: body.logprobs == null ? null : completionLogprobs(each.details, model.texts, 0),
+      text: echo + text,
+      logprobs: body.logprobs == null ? null : joined(plain, before, details, echo.length),
       finish_reason: each.finishReason,
-      ...(drawn > n ? { cumulative_logprob: logprobOf(each) } : {}),
-    })),
-  );
+      ...(drawn > n ? { cumulative_logprob: logprobOf({ details }) } : {}),
+    }));
+  });
   const result: CompletionResponse = { ...head, choices, usage };
   return Response.json(result, { headers: usageHeaders(usage) });
 }
 
-const logprobOf = ({ details }: Finished): number =>
+function joined(
+  { model }: Plain,
+  before: Logprobs,
+  details: readonly TokenDetail[],
+  offset: number,
+): Logprobs {
+  const own = completionLogprobs(details, model.texts, offset);
+  return before === null ? own : joinLogprobs(before, own);
+}
+
+const logprobOf = ({ details }: Pick<Finished, 'details'>): number =>
   details.reduce((sum, { logprob }) => sum + logprob, 0);
 
 /** The n samples with the highest mean log-probability of a token, as OpenAI has it. */
@@ -162,23 +206,29 @@ async function beams(exchange: Exchange, plain: Plain): Promise<Response> {
 }
 
 function stream(exchange: Exchange, plain: Plain, job: Job): Promise<Response> {
-  const { body, head, model, echoes } = plain;
+  const { body, head, echoes } = plain;
   const n = body.n ?? 1;
   const offsets = new Map<number, number>();
+  const prompts: PromptTokens[] = [];
   return streamResponse(exchange, PROMPT, async (send) => {
     const chunk = ({ choice, text, detail, finishReason }: Piece): void => {
-      const echo = offsets.has(choice) ? '' : (echoes[Math.floor(choice / n)] ?? '');
-      const offset = offsets.get(choice) ?? 0;
-      const logprobs =
-        detail === null || body.logprobs == null
-          ? null
-          : completionLogprobs([detail], model.texts, offset);
-      offsets.set(choice, offset + (logprobs?.tokens[0].length ?? 0));
+      const prompt = Math.floor(choice / n);
+      const isFirst = !offsets.has(choice);
+      const echo = isFirst ? (echoes[prompt] ?? '') : '';
+      const offset = offsets.get(choice) ?? echo.length;
+      const before = isFirst ? echoLogprobs(plain, prompt, prompts[prompt]) : null;
+      const details = detail === null ? [] : [detail];
+      const some = body.logprobs != null && (detail !== null || before !== null);
+      const logprobs = some ? joined(plain, before, details, offset) : null;
+      const length = detail === null ? 0 : (logprobs?.tokens.at(-1)?.length ?? 0);
+      offsets.set(choice, offset + length);
       if (echo + text === '' && logprobs === null && finishReason === null) return;
       const one = { index: choice, text: echo + text, logprobs, finish_reason: finishReason };
       send({ ...head, choices: [one] });
     };
-    const usage = await runJob(exchange, job, chunk);
+    const usage = await runJob(exchange, job, chunk, (prompt, tokens) => {
+      prompts[prompt] = tokens;
+    });
     if (body.stream_options?.include_usage) send({ ...head, choices: [], usage });
   });
 }

@@ -3,7 +3,7 @@
  * @module
  */
 
-import type { FinishReason, SampleStats, TokenEvent } from '../engine/generation.ts';
+import type { FinishReason, PromptToken, SampleStats, TokenEvent } from '../engine/generation.ts';
 import type { TokenDetail } from '../engine/generation-stream.ts';
 import type { GrammarSource } from '../engine/grammar.ts';
 import type { Placement, PromptSource } from '../engine/rpc.ts';
@@ -45,12 +45,14 @@ function detailOf({ token, logprob, top }: TokenEvent): TokenDetail | null {
 /**
  * Runs a job to its end.
  * @param onPiece told of everything that happens, in order
+ * @param onPrompt told of a prompt's tokens before any of its pieces, where promptLogprobs are on
  * @throws ApiError or FlashForgeError; nothing is left in the engine then.
  */
 export async function runJob(
   exchange: Exchange,
   job: Job,
   onPiece: (piece: Piece) => void,
+  onPrompt: (prompt: number, tokens: readonly PromptToken[]) => void = () => {},
 ): Promise<Usage> {
   const { host, metrics, recent } = exchange.parts;
   const counter = new UsageCounter();
@@ -62,6 +64,7 @@ export async function runJob(
       { kind: 'generate', ...job },
       (reply) => {
         const { prompt } = reply;
+        if (reply.kind === 'prompt') return onPrompt(prompt, reply.tokens);
         if (reply.kind === 'end') {
           const { index, text, finishReason, stats } = reply.end;
           counter.add(reply.end);

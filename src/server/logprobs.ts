@@ -2,6 +2,7 @@
  * Log-probabilities in the two shapes of OpenAI's API.
  * @module
  */
+import type { PromptToken } from '../engine/generation.ts';
 import type { TokenDetail } from '../engine/generation-stream.ts';
 import type { TokenLogprob } from '../engine/sampler.ts';
 import type { TokenLogprobBody } from './chat-schema.ts';
@@ -31,11 +32,11 @@ export function chatLogprobs(
 }
 
 /**
- * Of completions.
+ * Of completions. The token itself stands among the best ones even where it is none of them.
  * @param offset characters before the first of these tokens
  */
 export function completionLogprobs(
-  details: readonly TokenDetail[],
+  details: readonly (TokenDetail | PromptToken)[],
   texts: TokenTexts,
   offset: number,
 ): NonNullable<CompletionLogprobs> {
@@ -43,15 +44,46 @@ export function completionLogprobs(
   const textOffset: number[] = [];
   let at = offset;
   for (const token of tokens) {
-    textOffset.push(at);
+    textOffset.push(Math.max(0, at));
     at += token.length;
   }
   return {
     tokens,
-    token_logprobs: details.map(({ logprob }) => finite(logprob)),
-    top_logprobs: details.map(({ top }) =>
-      Object.fromEntries(top.map((each) => [texts.textOf(each.token), finite(each.logprob)])),
-    ),
+    token_logprobs: details.map(({ logprob }) => (logprob === null ? null : finite(logprob))),
+    top_logprobs: details.map(({ token, logprob, top }) => {
+      if (logprob === null || top === null) return null;
+      const all = top.some((each) => each.token === token) ? top : [...top, { token, logprob }];
+      return Object.fromEntries(
+        all.map((each) => [texts.textOf(each.token), finite(each.logprob)]),
+      );
+    }),
     text_offset: textOffset,
+  };
+}
+
+/**
+ * Of an echoed prompt. What the model's files put before a text (a begin-of-text token) has no
+ * place in the echo: its offset is 0.
+ */
+export function promptLogprobs(
+  tokens: readonly PromptToken[],
+  texts: TokenTexts,
+  echo: string,
+): NonNullable<CompletionLogprobs> {
+  const whole = tokens.map(({ token }) => texts.textOf(token)).join('');
+  const before = whole.endsWith(echo) ? whole.length - echo.length : 0;
+  return completionLogprobs(tokens, texts, -before);
+}
+
+/** A prompt's log-probabilities and those of what follows. */
+export function joinLogprobs(
+  first: NonNullable<CompletionLogprobs>,
+  second: NonNullable<CompletionLogprobs>,
+): NonNullable<CompletionLogprobs> {
+  return {
+    tokens: [...first.tokens, ...second.tokens],
+    token_logprobs: [...first.token_logprobs, ...second.token_logprobs],
+    top_logprobs: [...(first.top_logprobs ?? []), ...(second.top_logprobs ?? [])],
+    text_offset: [...first.text_offset, ...second.text_offset],
   };
 }

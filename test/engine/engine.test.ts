@@ -10,10 +10,11 @@ import { FlashForgeError } from '../../src/base/errors.ts';
 import { randomStream } from '../../src/base/math.ts';
 import { Branch } from '../../src/engine/branch.ts';
 import { Engine, type EngineOptions } from '../../src/engine/engine.ts';
-import { Generation, type GenerationInit } from '../../src/engine/generation.ts';
+import { Generation, type GenerationInit, type PromptToken } from '../../src/engine/generation.ts';
+import { topLogprobs } from '../../src/engine/sampler.ts';
 import { type SamplingOptions, samplingParams } from '../../src/engine/sampling-params.ts';
 import { treeStats } from '../../src/kvcache/tree-stats.ts';
-import { FakeRunner, greedyOracle } from './fake-runner.ts';
+import { FakeRunner, fakeLogits, greedyOracle } from './fake-runner.ts';
 
 /** What came out of one request. */
 interface Outcome {
@@ -22,6 +23,7 @@ interface Outcome {
   readonly text: string[];
   readonly reasons: string[];
   readonly cached: number[];
+  prompt: readonly PromptToken[] | null;
   error: FlashForgeError | null;
   done: boolean;
 }
@@ -40,6 +42,7 @@ function generate(
     text: lists(() => ''),
     reasons: lists(() => ''),
     cached: lists(() => -1),
+    prompt: null as readonly PromptToken[] | null,
     error: null as FlashForgeError | null,
     done: false,
   };
@@ -53,6 +56,10 @@ function generate(
       ...init,
     },
     {
+      onPrompt: (tokens) => {
+        assert.ok(outcome.tokens.every(({ length }) => length === 0));
+        outcome.prompt = tokens;
+      },
       onToken: ({ index, token, text }) => {
         outcome.tokens[index].push(token);
         outcome.text[index] += text;
@@ -73,6 +80,18 @@ function generate(
   return Object.assign(outcome, { generation });
 }
 
+/** What `promptLogprobs` must report, by teacher forcing without any engine. */
+function promptOracle(prompt: readonly number[], vocab: number, count: number): PromptToken[] {
+  return prompt.map((token, at) => {
+    if (at === 0) return { token, logprob: null, top: null };
+    const logits = fakeLogits(prompt.slice(0, at), vocab);
+    const sum = Math.fround(Math.log(logits.reduce((total, logit) => total + Math.exp(logit), 0)));
+    const all = topLogprobs(logits, sum, vocab);
+    const { logprob } = all.find((each) => each.token === token)!;
+    return { token, logprob, top: all.slice(0, count) };
+  });
+}
+
 async function runAll(engine: Engine): Promise<void> {
   for (let steps = 0; await engine.step(); steps++) assert.ok(steps < 20_000, 'no progress');
 }
@@ -89,7 +108,8 @@ const workload = fc.record({
   requests: fc.array(
     fc.record({
       prompt: fc.array(fc.nat(1), { minLength: 1, maxLength: 12, size: 'max' }),
-      maxTokens: fc.integer({ min: 1, max: 14 }),
+      maxTokens: fc.nat(14),
+      scored: fc.boolean(),
       n: fc.integer({ min: 1, max: 3 }),
       delay: fc.nat(6),
       priority: fc.nat(1),
@@ -113,8 +133,9 @@ test('random trees, small caches: every greedy output is the model own, tree or 
       const outcomes: { outcome: Outcome; request: (typeof requests)[number] }[] = [];
       for (let step = 0; step <= 6; step++) {
         for (const request of requests.filter(({ delay }) => delay === step)) {
-          const { prompt, n, maxTokens, priority } = request;
-          const outcome = generate(engine, prompt, { n, maxTokens }, { priority });
+          const { prompt, n, maxTokens, scored, priority } = request;
+          const options = { n, maxTokens, ...(scored ? { promptLogprobs: 2 } : {}) };
+          const outcome = generate(engine, prompt, options, { priority });
           outcomes.push({ outcome, request });
         }
         await engine.step();
@@ -125,6 +146,11 @@ test('random trees, small caches: every greedy output is the model own, tree or 
         assert.ok(outcome.done);
         const expected = greedyOracle(request.prompt, request.maxTokens, 3);
         for (const tokens of outcome.tokens) assert.deepEqual(tokens, expected);
+        if (!request.scored) assert.equal(outcome.prompt, null);
+        else {
+          assert.deepEqual(outcome.prompt, promptOracle(request.prompt, 3, 2));
+          assert.equal(outcome.cached[0], 0, 'all of it is computed anew');
+        }
       }
       checkEmpty(engine);
     }),

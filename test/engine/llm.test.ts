@@ -169,7 +169,7 @@ test('abort by signal, by leaving the loop, and by the method', async () => {
 
 test('every bad option is one clear error', async () => {
   const bad: [Record<string, unknown>, RegExp][] = [
-    [{ maxTokens: 0 }, /maxTokens.*0/],
+    [{ maxTokens: -1 }, /maxTokens.*-1/],
     [{ maxTokens: -3 }, /maxTokens.*-3/],
     [{ temperature: Number.NaN }, /temperature.*NaN/],
     [{ maxTokens: 2.5 }, /maxTokens.*2\.5/],

@@ -129,7 +129,7 @@ test('a fork keeps the counts and draws from a stream of its own', () => {
 
 test('options are refused with the field, the value and what is allowed', () => {
   const cases: [object, RegExp][] = [
-    [{ maxTokens: 0 }, /maxTokens must be an integer of at least 1, got 0/],
+    [{ maxTokens: -1 }, /maxTokens must be an integer of at least 0, got -1/],
     [{ maxTokens: -3 }, /maxTokens .* got -3/],
     [{ temperature: Number.NaN }, /temperature must be a number between 0 and 100, got NaN/],
     [{ topP: 0 }, /topP must be above 0/],

@@ -131,6 +131,20 @@ test('openai: log-probabilities, logit bias, stop and echo', { skip }, async () 
   });
   assert.equal(echoed.choices[0].text, `One, two, three,${plain.choices[0].text.slice(0, 2)}`);
   assert.equal(echoed.choices[0].finish_reason, 'stop');
+  // Scored as a text, the answer is as likely as when it was written.
+  const scored = await openai.completions.create({
+    model,
+    prompt: `One, two, three,${plain.choices[0].text}`,
+    max_tokens: 0,
+    echo: true,
+    logprobs: 1,
+  });
+  const { token_logprobs: before } = plain.choices[0].logprobs ?? {};
+  const after = scored.choices[0].logprobs?.token_logprobs?.slice(-8) ?? [];
+  assert.equal(scored.choices[0].logprobs?.token_logprobs?.[0], null);
+  before?.forEach((each, at) => {
+    assert.ok(Math.abs(each - after[at]) < 0.5, JSON.stringify([before, after]));
+  });
   const ids = await request({ url }, '/tokenize', { prompt: tokens?.[0] });
   const banned = await openai.completions.create({
     model,
