@@ -6,6 +6,7 @@
 export const KERNELS = {
   /* cpu.c */
   ff_cpu_features: '>i',
+  ff_use_huge_pages: 'pp',
   /* linear.c, linear-dense.c, repack.c */
   ff_quantize_rows: 'ppiii',
   ff_linear: 'ippppiiiiiiii',

@@ -108,10 +108,12 @@ const notEnough = (bytes: number, used: number, limit: string): FlashForgeError 
 /**
  * Memory for native kernels: shared buffers whose real addresses `addressOf` tells.
  * @param chunks those of another thread's handle; new chunks are not seen by that thread.
+ * @param advise told each new chunk before it is touched.
  */
 export function nativeMemory(
   addressOf: (buffer: SharedArrayBuffer) => number,
   chunks: readonly MemoryChunk[] = [],
+  advise: (address: number, bytes: number) => void = () => {},
 ): Memory {
   const all = [...chunks];
   let next = 0;
@@ -128,6 +130,7 @@ export function nativeMemory(
     try {
       const buffer = new SharedArrayBuffer(bytes);
       const base = addressOf(buffer);
+      advise(base, bytes);
       all.push({ buffer, base });
       next = base;
       end = base + bytes;

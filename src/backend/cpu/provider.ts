@@ -115,12 +115,13 @@ function nativeProvider(
   library: string,
   why: string,
 ): Provider {
-  const memory = nativeMemory(addressWith(koffi));
+  const { kernels } = bindLibrary(koffi, library);
+  const memory = nativeMemory(addressWith(koffi), [], kernels.ff_use_huge_pages);
   return {
     kind,
     why,
     memory,
-    kernels: bindLibrary(koffi, library).kernels,
+    kernels,
     get source(): ProviderSource {
       return { kernels: { kind, library }, memory: memory.handle };
     },
