@@ -6,6 +6,7 @@ import assert from 'node:assert/strict';
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { join } from 'node:path';
+import { pathToFileURL } from 'node:url';
 
 const MAIN = join(import.meta.dirname, '../../src/cli/main.js');
 const START_MS = 120_000;
@@ -21,17 +22,25 @@ export interface TestServer {
   stop(signal?: NodeJS.Signals): Promise<number | null>;
 }
 
+interface ServerInit {
+  readonly script?: string;
+  readonly loaded?: boolean;
+  readonly preload?: string;
+}
+
 /**
  * @param words further options of `serve`
  * @param script what to run instead of the command line
  * @param loaded wait until the model is loaded
+ * @param preload a module that every thread of the process loads first
  */
 export async function startTestServer(
   model: string,
   words: readonly string[] = [],
-  { script = MAIN, loaded = true }: { script?: string; loaded?: boolean } = {},
+  { script = MAIN, loaded = true, preload }: ServerInit = {},
 ): Promise<TestServer> {
-  const all = [script, 'serve', '--port', '0', '--model', model];
+  const before = preload === undefined ? [] : ['--import', pathToFileURL(preload).href];
+  const all = [...before, script, 'serve', '--port', '0', '--model', model];
   if (!words.includes('--served-model-name')) all.push('--served-model-name', 'test');
   const drain = words.includes('--drain') ? [] : ['--drain', '5'];
   const child = spawn(process.execPath, [...all, ...drain, ...words], {

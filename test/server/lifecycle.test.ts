@@ -3,7 +3,7 @@
  * @module
  */
 import assert from 'node:assert/strict';
-import { existsSync, readFileSync } from 'node:fs';
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { connect, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
@@ -16,16 +16,18 @@ import {
   until,
 } from '../helpers/api-server.ts';
 import { temporaryFolder } from '../helpers/fixtures.ts';
+import { CRASH_FILE } from '../helpers/fragile-worker.ts';
 import { writeTinyChatModel } from '../helpers/tiny-chat-model.ts';
 
 const folder = temporaryFolder();
 const model = writeTinyChatModel(folder, { contextLength: 2048 });
-const SMALL = ['--workers', '1', '--kv-pages', '4096'];
+const SMALL = ['--kv-pages', '4096'];
 const servers: TestServer[] = [];
 after(() => Promise.all(servers.map((server) => server.stop('SIGKILL'))));
 
 async function start(words: string[] = [], init = {}): Promise<TestServer> {
-  const server = await startTestServer(model, [...SMALL, ...words], init);
+  const workers = words.includes('--workers') ? [] : ['--workers', '1'];
+  const server = await startTestServer(model, [...SMALL, ...workers, ...words], init);
   servers.push(server);
   return server;
 }
@@ -137,9 +139,8 @@ test('a reader that is too slow is cut off; others are not disturbed', async () 
   for (const socket of idle) socket.destroy();
 });
 
-test('a crashed engine: requests fail with an error, the next ones work', async () => {
-  const script = join(import.meta.dirname, '../helpers/faulty-server.js');
-  const server = await start([], { script });
+/** Two requests run, something breaks, both fail, and the server goes on with a new engine. */
+async function surviveFailure(server: TestServer, breakIt: () => void): Promise<void> {
   const made = await request(server, '/v1/prefixes', { text: 'hello', id: 'kept' });
   assert.equal(made.status, 201);
   const stream = fetch(`${server.url}/v1/completions`, {
@@ -151,7 +152,7 @@ test('a crashed engine: requests fail with an error, the next ones work', async 
   const response = await stream;
   assert.equal(response.status, 200);
   await until('both run', async () => (await running(server)) === 128);
-  server.process.kill('SIGUSR2');
+  breakIt();
   const last = eventsOf(await response.text()).at(-1) as { error: { code: string } };
   assert.equal(last.error.code, 'engine_failed');
   const { status, body } = await whole;
@@ -163,6 +164,22 @@ test('a crashed engine: requests fail with an error, the next ones work', async 
   assert.equal((await request(server, '/v1/prefixes/kept')).status, 404);
   assert.equal(await metric(server, 'flashforge:engine_restarts'), 1);
   assert.equal(await held(server), 0);
+}
+
+test('a crashed engine: requests fail with an error, the next ones work', async () => {
+  const script = join(import.meta.dirname, '../helpers/faulty-server.js');
+  const server = await start([], { script });
+  await surviveFailure(server, () => server.process.kill('SIGUSR2'));
+});
+
+test('a compute thread that dies in the midst of a step: the same', async () => {
+  const preload = join(import.meta.dirname, '../helpers/fragile-worker.js');
+  const file = join(folder, 'crash');
+  process.env[CRASH_FILE] = file;
+  const server = await start(['--workers', '3'], { preload });
+  delete process.env[CRASH_FILE];
+  await surviveFailure(server, () => writeFileSync(file, ''));
+  assert.match(server.stderr(), /worker thread [12] ended by itself/);
 });
 
 test('a log that cannot be written stops no request', async (context) => {

@@ -3,8 +3,8 @@
  * counters, a short spin, then a wait in the kernel. Spinning alone would stall for milliseconds
  * when another process takes a core; waiting alone costs several microseconds each time.
  *
- * No wait is endless: a worker that fails raises a flag that wakes the others, and one that never
- * comes is given up after a limit.
+ * No wait is endless: a worker that fails raises a flag that wakes the others, for one that ends
+ * somebody else does, and one that never comes is given up after a limit.
  * @module
  */
 import { FlashForgeError } from '../../base/errors.ts';
@@ -19,7 +19,10 @@ const STOP = 5;
 const FINISHED = 6;
 const TEXT_LENGTH = 7;
 const FAILING = 8;
+const LOST = 9;
 const WORDS = 16;
+/** Whoever waits is woken by a failure anyway. */
+const ANY = -1;
 const TEXT_BYTES = 1024;
 
 /** About 100 us of looking before sleeping. */
@@ -95,14 +98,31 @@ export class Barrier {
     this.#wake(FINISHED);
   }
 
-  /** Worker 0: waits until all others have finished the step. @returns false when one is lost. */
+  /**
+   * Worker 0: waits until all others that still live have finished the step.
+   * @returns false when one does not answer.
+   */
   finished(): boolean {
     const words = this.#words;
     for (;;) {
+      const lost = Atomics.load(words, LOST);
       const done = Atomics.load(words, FINISHED);
-      if (done === this.#workers - 1) return true;
-      if (!this.#waitChange(FINISHED, done, this.#patienceMs)) return false;
+      if (done + lost >= this.#workers - 1) return true;
+      if (!this.#waitChange(FINISHED, done, this.#patienceMs, lost)) return false;
     }
+  }
+
+  /** For a worker that has ended: nobody waits for it any more, and the step fails. */
+  lose(message: string): void {
+    // First the reason: who notices the loss finds it.
+    this.fail(message);
+    Atomics.add(this.#words, LOST, 1);
+    Atomics.notify(this.#words, FINISHED);
+  }
+
+  /** `stop` was called. */
+  get stopped(): boolean {
+    return Atomics.load(this.#words, STOP) !== 0;
   }
 
   /** Makes the step fail for everybody; the first message is kept. */
@@ -138,8 +158,11 @@ export class Barrier {
     if (Atomics.load(this.#words, SLEEPERS) > 0) Atomics.notify(this.#words, word);
   }
 
-  /** Waits while `word` is `value`. @returns false when it still is after `limitMs`. */
-  #waitChange(word: number, value: number, limitMs: number): boolean {
+  /**
+   * Waits while `word` is `value` and no worker is lost beyond `lost`.
+   * @returns false when it still is so after `limitMs`.
+   */
+  #waitChange(word: number, value: number, limitMs: number, lost = ANY): boolean {
     const words = this.#words;
     for (let spin = 0; spin < SPINS; spin++) {
       if (Atomics.load(words, word) !== value) return true;
@@ -150,6 +173,7 @@ export class Barrier {
       // Woken is not changed: a thread preempted between its change and its notify wakes those who
       // wait for the next change already. Only the word itself ends the wait.
       while (Atomics.load(words, word) === value) {
+        if (lost !== ANY && Atomics.load(words, LOST) !== lost) return true;
         const left = end - performance.now();
         if (left <= 0) return false;
         Atomics.wait(words, word, value, Math.min(SLICE_MS, left));

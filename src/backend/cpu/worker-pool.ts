@@ -18,6 +18,16 @@ export interface PoolWorkerData {
   readonly program: unknown;
 }
 
+/** What the thread that starts the others is started with. */
+export interface PoolGuardData extends Omit<PoolWorkerData, 'worker'> {
+  readonly entry: string;
+}
+
+/** Sent once: all worker threads are ready, or why one is not. */
+export interface PoolGuardMessage {
+  readonly failed: string | null;
+}
+
 export interface PoolOptions {
   /** Threads in all, the caller included. */
   readonly workers: number;
@@ -29,17 +39,23 @@ export interface PoolOptions {
   readonly patienceMs?: number;
 }
 
+const GUARD = new URL(
+  import.meta.url.endsWith('.ts') ? './pool-guard.ts' : './pool-guard.js',
+  import.meta.url,
+);
+
 /** Threads that execute steps. One step at a time; worker 0 is the thread that owns the pool. */
 export class WorkerPool {
   readonly workers: number;
   readonly barrier: Barrier;
-  readonly #threads: Worker[];
+  /** Null for a pool of the calling thread alone. */
+  readonly #guard: Worker | null;
   #lost: string | null = null;
   #closed = false;
 
-  private constructor(threads: Worker[], barrier: Barrier) {
-    this.#threads = threads;
-    this.workers = threads.length + 1;
+  private constructor(guard: Worker | null, workers: number, barrier: Barrier) {
+    this.#guard = guard;
+    this.workers = workers;
     this.barrier = barrier;
   }
 
@@ -50,14 +66,14 @@ export class WorkerPool {
   static async start(options: PoolOptions): Promise<WorkerPool> {
     const { workers, entry, program, patienceMs } = options;
     const control = new SharedArrayBuffer(BARRIER_BYTES);
-    const threads: Worker[] = [];
-    for (let worker = 1; worker < workers; worker++) {
-      const workerData: PoolWorkerData = { worker, workers, control, program };
-      threads.push(new Worker(entry, { workerData, name: `flashforge-${worker}` }));
-    }
-    const pool = new WorkerPool(threads, new Barrier(control, workers, patienceMs));
+    const barrier = new Barrier(control, workers, patienceMs);
+    if (workers === 1) return new WorkerPool(null, workers, barrier);
+    const workerData: PoolGuardData = { entry: entry.href, workers, control, program };
+    const guard = new Worker(GUARD, { workerData, name: 'flashforge-guard' });
+    const pool = new WorkerPool(guard, workers, barrier);
     try {
-      await Promise.all(threads.map((thread) => once(thread, 'message')));
+      const [{ failed }] = (await once(guard, 'message')) as [PoolGuardMessage];
+      if (failed !== null) throw new Error(failed);
     } catch (cause) {
       await pool.close();
       throw new FlashForgeError(
@@ -66,18 +82,18 @@ export class WorkerPool {
         { cause },
       );
     }
-    for (const thread of threads) pool.#watch(thread);
+    pool.#watch(guard);
     return pool;
   }
 
-  /** A thread that ends by itself makes every later step fail; it never keeps the process alive. */
-  #watch(thread: Worker): void {
-    thread.unref();
-    thread.on('error', (error) => {
+  /** Without its guard the pool is of no use; the guard never keeps the process alive. */
+  #watch(guard: Worker): void {
+    guard.unref();
+    guard.on('error', (error) => {
       this.#lost ??= error.message;
     });
-    thread.on('exit', () => {
-      if (!this.#closed) this.#lost ??= 'it ended by itself';
+    guard.on('exit', () => {
+      if (!this.#closed) this.#lost ??= 'its guard has ended';
     });
   }
 
@@ -87,10 +103,11 @@ export class WorkerPool {
    */
   step(task: () => void): void {
     if (this.#closed) throw new FlashForgeError('device', 'the worker pool is closed');
+    const { barrier } = this;
+    this.#lost ??= barrier.failure();
     if (this.#lost !== null) {
       throw new FlashForgeError('device', `a worker thread failed: ${this.#lost}`);
     }
-    const { barrier } = this;
     if (this.workers > 1) barrier.begin();
     let thrown: unknown = null;
     try {
@@ -113,7 +130,7 @@ export class WorkerPool {
     if (this.#closed) return;
     this.#closed = true;
     this.barrier.stop();
-    await Promise.all(this.#threads.map((thread) => thread.terminate()));
+    await this.#guard?.terminate();
   }
 }
 

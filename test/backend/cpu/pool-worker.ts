@@ -9,7 +9,15 @@ import { type PoolWorkerData, serveSteps } from '../../../src/backend/cpu/worker
 
 /** Words of the shared program: what to do, then one counter a worker. */
 export const MODE = 0;
-export const MODES = { count: 0, throwInWorker: 1, throwInMain: 2, vanish: 3, stray: 4 } as const;
+/** `vanish` + r: its thread ends before round r; `hang`: it lives and never comes. */
+export const MODES = {
+  count: 0,
+  throwInWorker: 1,
+  throwInMain: 2,
+  stray: 3,
+  hang: 4,
+  vanish: 5,
+} as const;
 export const ROUNDS = 200;
 
 /** A worker's share: every round, all counters must be equal after the barrier. */
@@ -53,9 +61,14 @@ if (workerData !== null) {
     () => parentPort?.postMessage('ready'),
     () => {
       if (worker === 1 && words[MODE] === MODES.throwInWorker) throw new Error('share is rotten');
-      if (worker === 1 && words[MODE] === MODES.vanish) process.exit(1);
-      const stray = worker === 1 && words[MODE] === MODES.stray;
-      countRounds(barrier, words, worker, stray ? () => strayNotifies(control) : undefined);
+      if (worker === 1 && words[MODE] === MODES.hang) Atomics.wait(words, MODE, MODES.hang);
+      let round = 0;
+      countRounds(barrier, words, worker, () => {
+        if (worker !== 1) return;
+        if (words[MODE] === MODES.stray) strayNotifies(control);
+        if (words[MODE] === MODES.vanish + round++) process.exit(1);
+      });
+      if (worker === 1 && words[MODE] === MODES.vanish + ROUNDS) process.exit(1);
     },
   );
 }

@@ -9,10 +9,10 @@ import { countRounds, MODE, MODES, ROUNDS } from './pool-worker.ts';
 
 const WORKERS = 3;
 
-async function startPool(): Promise<{ pool: WorkerPool; words: Int32Array }> {
+async function startPool(patienceMs = 500): Promise<{ pool: WorkerPool; words: Int32Array }> {
   const program = new SharedArrayBuffer(4 * (1 + WORKERS));
   const entry = new URL('./pool-worker.js', import.meta.url);
-  const pool = await WorkerPool.start({ workers: WORKERS, entry, program, patienceMs: 500 });
+  const pool = await WorkerPool.start({ workers: WORKERS, entry, program, patienceMs });
   return { pool, words: new Int32Array(program) };
 }
 
@@ -52,9 +52,22 @@ test('an error of worker 0 ends the step everywhere', async () => {
   await pool.close();
 });
 
-test('a worker that vanishes is given up, not waited for', async () => {
+test('a worker thread that ends is noticed wherever it was in the step', async () => {
+  for (const round of [0, 7, ROUNDS - 1, ROUNDS]) {
+    // With this patience the test would run into its own limit.
+    const { pool, words } = await startPool(600_000);
+    const run = (): void => pool.step(() => countRounds(pool.barrier, words, 0));
+    run();
+    words[MODE] = MODES.vanish + round;
+    assert.throws(run, { code: 'device', message: /worker thread 1 ended by itself/ });
+    assert.throws(run, { code: 'device', message: /worker thread 1 ended by itself/ });
+    await pool.close();
+  }
+});
+
+test('a worker that lives and does not come is given up', async () => {
   const { pool, words } = await startPool();
-  words[MODE] = MODES.vanish;
+  words[MODE] = MODES.hang;
   const run = (): void => pool.step(() => countRounds(pool.barrier, words, 0));
   assert.throws(run, { code: 'device', message: /does not answer/ });
   await pool.close();
