@@ -137,16 +137,19 @@ function rankedMerges(
   scores: readonly number[],
 ): [string, string][] {
   const ids = new Map(Object.entries(vocab));
-  const found: { parts: [string, string]; left: number; right: number; score: number }[] = [];
+  const found: { parts: [string, string]; id: number; left: number; right: number }[] = [];
   for (const [piece, id] of ids) {
     for (let cut = 1; cut < piece.length; cut++) {
       const parts: [string, string] = [piece.slice(0, cut), piece.slice(cut)];
       const [left, right] = [ids.get(parts[0]), ids.get(parts[1])];
       if (left === undefined || right === undefined) continue;
-      found.push({ parts, left, right, score: scores[id] });
+      found.push({ parts, id, left, right });
     }
   }
-  found.sort((a, b) => b.score - a.score || a.left - b.left || a.right - b.right);
+  // Runs of spaces all have one score: by their ids they come out as SentencePiece merges them.
+  found.sort(
+    (a, b) => scores[b.id] - scores[a.id] || a.id - b.id || a.left - b.left || a.right - b.right,
+  );
   return found.map((merge) => merge.parts);
 }
 
