@@ -11,8 +11,9 @@ import {
   type Context,
   JSON_OPTION,
   PROVIDER_OPTION,
+  PROVIDERS,
 } from './command.ts';
-import { choiceOption, integersOption, usageError } from './parse-arguments.ts';
+import { choiceOption, integerOption, usageError } from './parse-arguments.ts';
 import { table } from './table.ts';
 import { readWorkloadFile } from './workload-file.ts';
 
@@ -39,10 +40,9 @@ async function run(context: Context, given: Arguments): Promise<void> {
   if (path === undefined) throw usageError('--workloads FILE is needed');
   const device = choiceOption(given, 'device', ['cpu', 'cuda'], 'cpu');
   if (device === 'cuda') return runCuda(context, path);
-  const provider = choiceOption(given, 'provider', ['auto', 'native', 'wasm'], 'auto');
-  const [workers] = integersOption(given, 'workers', [availableParallelism()], 1, WORKERS_MAX);
-  const memory =
-    given.text('memory') === undefined ? undefined : integersOption(given, 'memory', [0], 1)[0];
+  const provider = choiceOption(given, 'provider', PROVIDERS, 'auto');
+  const workers = integerOption(given, 'workers', availableParallelism(), 1, WORKERS_MAX);
+  const memory = integerOption(given, 'memory', undefined, 1);
   const workloads = await readWorkloadFile(path);
   const report = await benchAttention(workloads, {
     provider,

@@ -19,6 +19,7 @@ import {
   JSON_OPTION,
   MODEL_OPTION,
   PROVIDER_OPTION,
+  PROVIDERS,
 } from './command.ts';
 import {
   type CaseResult,
@@ -66,7 +67,7 @@ async function run(context: Context, given: Arguments): Promise<void> {
   const cases = shared.flatMap((s) => batch.map((b) => ({ shared: s, batch: b, newTokens })));
   const modes = readModes(given);
   const device = await pickDevice(choiceOption(given, 'device', DEVICE_CHOICES, 'cpu'));
-  const provider = choiceOption(given, 'provider', ['auto', 'native', 'wasm'], 'auto');
+  const provider = choiceOption(given, 'provider', PROVIDERS, 'auto');
   const model = await findModel(context, given.text('model'));
   const checkpoint = openCheckpoint(model.path);
   const runner = await (async () => {

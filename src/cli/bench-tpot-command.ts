@@ -70,8 +70,7 @@ async function run(context: Context, given: Arguments): Promise<void> {
   const batches = integersOption(given, 'batch', [1, 16], 1, BATCH_MAX);
   const steps = integerOption(given, 'steps', STEPS_DEFAULT, 1, 100_000);
   const maxRows = integerOption(given, 'max-rows', ROWS_DEFAULT, 1, 65_536);
-  const kvPages =
-    given.text('kv-pages') === undefined ? undefined : integerOption(given, 'kv-pages', 1, 1);
+  const kvPages = integerOption(given, 'kv-pages', undefined, 1);
   const modes = readModes(given);
   const device = await pickDevice(choiceOption(given, 'device', DEVICE_CHOICES, 'cpu'));
   const checkpoint = await openWanted(context, given);

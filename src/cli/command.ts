@@ -84,6 +84,8 @@ export const MODEL_OPTION: Option = {
   help: 'directory, .gguf file, hf:owner/repo[@revision][:file] or pip:package==version',
 };
 
+export const PROVIDERS = ['auto', 'native', 'wasm'] as const;
+
 export const PROVIDER_OPTION: Option = {
   name: 'provider',
   value: 'NAME',

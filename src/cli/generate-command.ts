@@ -60,7 +60,7 @@ function readSampling(given: Arguments): SamplingOptions {
   const optional = {
     topP: numberOption(given, 'top-p', 0, 1),
     minP: numberOption(given, 'min-p', 0, 1),
-    seed: given.has('seed') ? integerOption(given, 'seed', 0, Number.MIN_SAFE_INTEGER) : undefined,
+    seed: integerOption(given, 'seed', undefined, Number.MIN_SAFE_INTEGER),
     stop: given.text('stop'),
   };
   if (optional.stop === '') throw usageError('--stop must have at least one character, got ""');

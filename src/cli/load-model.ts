@@ -13,6 +13,7 @@ import {
   MODEL_OPTION,
   type Option,
   PROVIDER_OPTION,
+  PROVIDERS,
 } from './command.ts';
 import { choiceOption } from './parse-arguments.ts';
 import { ProgressBar } from './progress-bar.ts';
@@ -23,7 +24,7 @@ export const MODEL_OPTIONS: readonly Option[] = [MODEL_OPTION, DEVICE_OPTION, PR
 export function deviceOptions(given: Arguments): Pick<LoadOptions, 'device' | 'provider'> {
   return {
     device: choiceOption(given, 'device', DEVICE_CHOICES, 'cpu'),
-    provider: choiceOption(given, 'provider', ['auto', 'native', 'wasm'], 'auto'),
+    provider: choiceOption(given, 'provider', PROVIDERS, 'auto'),
   };
 }
 

@@ -86,13 +86,13 @@ function checkPositionals(command: Command, given: readonly string[]): void {
  * An option's whole number in [min, max], or `fallback` where it was not given.
  * @throws FlashForgeError 'usage' naming the option, the value and the range.
  */
-export function integerOption(
+export function integerOption<F extends number | undefined>(
   given: Arguments,
   name: string,
-  fallback: number,
+  fallback: F,
   min: number,
   max: number = Number.MAX_SAFE_INTEGER,
-): number {
+): number | F {
   const text = given.text(name);
   return text === undefined ? fallback : integerText(`--${name}`, text, min, max);
 }

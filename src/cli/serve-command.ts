@@ -15,6 +15,7 @@ import {
   DEVICE_OPTION,
   MODEL_OPTION,
   PROVIDER_OPTION,
+  PROVIDERS,
 } from './command.ts';
 import { choiceOption, integerOption, numberOption, usageError } from './parse-arguments.ts';
 
@@ -77,7 +78,7 @@ async function run(context: Context, given: Arguments): Promise<void> {
 
 function optionsOf(given: Arguments): ServerOptions {
   const integer = (name: string, min: number, max?: number): number | undefined =>
-    given.has(name) ? integerOption(given, name, 0, min, max) : undefined;
+    integerOption(given, name, undefined, min, max);
   const scaled = (name: string, max: number, unit: number): number | undefined => {
     const value = numberOption(given, name, 0, max);
     return value === undefined ? undefined : Math.round(value * unit);
@@ -102,7 +103,7 @@ function optionsOf(given: Arguments): ServerOptions {
     offline: given.has('offline'),
     runner: {
       device: choiceOption(given, 'device', DEVICE_CHOICES, 'cpu'),
-      provider: choiceOption(given, 'provider', ['auto', 'native', 'wasm'], 'auto'),
+      provider: choiceOption(given, 'provider', PROVIDERS, 'auto'),
       workers: integer('workers', 1, 1024),
       kvPages: integer('kv-pages', 1),
     },
