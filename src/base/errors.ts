@@ -47,7 +47,7 @@ export function show(value: unknown): string {
     return JSON.stringify(value.length > 60 ? `${value.slice(0, 57)}...` : value);
   }
   if (typeof value === 'bigint' || typeof value === 'number') return String(value);
-  if (value === undefined) return 'undefined';
+  if (value === undefined) return 'nothing';
   const text = asJson(value);
   return text.length > 60 ? `${text.slice(0, 57)}...` : text;
 }

@@ -89,10 +89,7 @@ export const unknownArchitecture = (
   found: unknown,
   supported: readonly string[],
 ): FlashForgeError =>
-  modelError(
-    source,
-    `the architecture ${show(found)} is not supported, supported are ${supported.join(', ')}`,
-  );
+  modelError(source, `the architecture must be ${supported.join(', ')}, got ${show(found)}`);
 
 /**
  * Checks what no single field shows, and drops a window that is never reached.

@@ -112,9 +112,10 @@ export function integersOption(
 
 function integerText(name: string, text: string, min: number, max: number): number {
   const value = Number(text);
-  if (/^[+-]?\d+$/.test(text) && value >= min && value <= max) return value;
-  const range =
-    max === Number.MAX_SAFE_INTEGER ? `of at least ${min}` : `between ${min} and ${max}`;
+  const whole = /^[+-]?\d+$/.test(text);
+  if (whole && value >= min && value <= max) return value;
+  const bounded = max !== Number.MAX_SAFE_INTEGER || (whole && value > max);
+  const range = bounded ? `between ${min} and ${max}` : `of at least ${min}`;
   throw usageError(`${name} must be an integer ${range}, got ${show(text)}`);
 }
 

@@ -3,7 +3,6 @@
  * @module
  */
 import { availableParallelism } from 'node:os';
-import { FlashForgeError, show } from '../base/errors.ts';
 import { median } from '../base/math.ts';
 import { CostModel } from '../plan/cost-model.ts';
 import { defaultProfile, PLAN_SHAPES, type ProfileKind } from '../plan/default-profile.ts';
@@ -14,7 +13,7 @@ import { type Workload, workloadBytes, workloadForest } from '../plan/workload.t
 import { type Command, JSON_OPTION } from './command.ts';
 import { writeWhole } from './console.ts';
 import { type Chart, ganttSvg } from './gantt.ts';
-import { usageError } from './parse-arguments.ts';
+import { choiceOption, integerOption, usageError } from './parse-arguments.ts';
 import { table } from './table.ts';
 import { readWorkloadFile } from './workload-file.ts';
 
@@ -46,8 +45,11 @@ export const planCommand: Command = {
   run: async (context, given) => {
     const path = given.text('workload');
     if (path === undefined) throw usageError('--workload FILE is needed');
-    const device = deviceOf(given.text('device'));
-    const workers = workersOf(given.text('workers'), device);
+    const device = choiceOption(given, 'device', DEVICES, 'cpu');
+    const cores = device === 'cpu' ? availableParallelism() : PLAN_SHAPES[device].workers;
+    const workers = integerOption(given, 'workers', cores, 1, WORKERS_MAX);
+    const svg = given.text('svg');
+    if (svg === '') throw usageError('--svg must be a file, got ""');
     const options: PlanOptions = {
       flat: given.has('flat'),
       packing: !given.has('no-packing'),
@@ -56,11 +58,12 @@ export const planCommand: Command = {
     };
     const planned: PlannedWorkload[] = [];
     for (const workload of await readWorkloadFile(path)) {
+      // A turn of the event loop lets signals arrive.
+      await new Promise((resolve) => setImmediate(resolve));
       context.signal.throwIfAborted();
       planned.push(planWorkload(workload, device, workers, options));
     }
     context.print(planTable(planned));
-    const svg = given.text('svg');
     if (svg !== undefined) await writeWhole(svg, ganttSvg(planned.map(({ chart }) => chart)));
     await context.report(planReport(planned.map(({ row }) => row)));
   },
@@ -171,21 +174,4 @@ function planTable(planned: readonly PlannedWorkload[]): string {
     row.plan_us.toFixed(0),
   ]);
   return table([...head, 'unique MB', 'flat MB', 'saved', 'plan us'], rows);
-}
-
-function deviceOf(text: string | undefined): (typeof DEVICES)[number] {
-  if (text === undefined) return 'cpu';
-  const device = DEVICES.find((name) => name === text);
-  if (device !== undefined) return device;
-  throw new FlashForgeError('usage', `--device must be ${DEVICES.join(' or ')}, got ${show(text)}`);
-}
-
-function workersOf(text: string | undefined, device: (typeof DEVICES)[number]): number {
-  if (text === undefined) {
-    return device === 'cpu' ? availableParallelism() : PLAN_SHAPES[device].workers;
-  }
-  const workers = /^\d+$/.test(text) ? Number(text) : 0;
-  if (workers >= 1 && workers <= WORKERS_MAX) return workers;
-  const range = `an integer between 1 and ${WORKERS_MAX}`;
-  throw new FlashForgeError('usage', `--workers must be ${range}, got ${show(text)}`);
 }

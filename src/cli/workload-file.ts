@@ -15,7 +15,8 @@ export async function readWorkloadFile(path: string): Promise<Workload[]> {
   try {
     const { size } = await stat(path);
     if (size > FILE_BYTES_MAX) throw new Error(`it has ${size} of at most ${FILE_BYTES_MAX} bytes`);
-    text = await readFile(path, 'utf8');
+    // Some editors begin a text with a byte order mark.
+    text = (await readFile(path, 'utf8')).replace(/^\uFEFF/, '');
   } catch (cause) {
     const message = `workload file ${path} cannot be read: ${fileReason(cause)}`;
     throw new FlashForgeError('input', message, { cause });

@@ -14,7 +14,7 @@ test('a value out of range is named with its field and what is allowed', () => {
     [1.5, 'n must be an integer between 1 and 8, got 1.5'],
     [Number.NaN, 'n must be an integer between 1 and 8, got NaN'],
     ['2', 'n must be an integer between 1 and 8, got "2"'],
-    [undefined, 'n must be an integer between 1 and 8, got undefined'],
+    [undefined, 'n must be an integer between 1 and 8, got nothing'],
   ];
   for (const [value, message] of cases) {
     assert.throws(() => checkInteger('request', 'n', value, 1, 8), { code: 'request', message });

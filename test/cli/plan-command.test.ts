@@ -50,7 +50,9 @@ test('bytes as computed by hand, and sums over several workloads', () => {
 
 test('the report, the table and a drawing that is whole', () => {
   const svg = join(folder, 'out.svg');
-  const path = file('two.json', [tree, { ...tree, name: 'second' }]);
+  // Some editors begin a text with a byte order mark.
+  const both = JSON.stringify([tree, { ...tree, name: 'second' }]);
+  const path = file('two.json', `\uFEFF${both}`);
   const { stdout, stderr, status } = run(
     '--workload',
     path,
@@ -89,6 +91,12 @@ const BAD: [string, string[], number, RegExp][] = [
   ['a cycle', ['--workload', file('cycle', [broken])], 1, /nodes\[0\]\.parent of node 0 must be/],
   ['workers', ['--workload', file('a', [tree]), '--workers', '0'], 2, /--workers must be.*"0"/],
   ['device', ['--workload', file('b', [tree]), '--device', 'tpu'], 2, /cpu or cuda, got "tpu"/],
+  [
+    'no name for the svg',
+    ['--workload', file('d', [tree]), '--svg', ''],
+    2,
+    /--svg must be a file/,
+  ],
   ['svg', ['--workload', file('c', [tree]), '--svg', join(folder, 'x/y')], 1, /cannot be written/],
 ];
 for (const [name, words, code, message] of BAD) {

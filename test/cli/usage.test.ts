@@ -70,6 +70,7 @@ const VALUES: readonly (readonly [string, string, RegExp])[] = [
   ['--top-p', '0', /--top-p must be above 0/],
   ['--top-p', '1.1', /--top-p must be a number between 0 and 1, got "1.1"/],
   ['--top-k', '-1', /--top-k must be an integer of at least 0, got "-1"/],
+  ['--seed', '9'.repeat(20), /--seed must be an integer between -9\d+ and 9\d+, got "9+"/],
   ['--seed', 'abc', /--seed must be an integer .* got "abc"/],
   ['--stop', '', /--stop must have at least one character/],
 ];

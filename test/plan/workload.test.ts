@@ -29,7 +29,7 @@ const node = (value: object) => ({ ...good, nodes: [good.nodes[0], value] });
 const BAD: [string, unknown, RegExp][] = [
   ['cycle', node({ parent: 1, tokens: 4 }), /nodes\[1\]\.parent.*earlier node.*got 1/],
   ['later parent', node({ parent: 2, tokens: 4 }), /nodes\[1\]\.parent.*between -1 and 1, got 2/],
-  ['missing parent', node({ tokens: 4 }), /nodes\[1\]\.parent.*got undefined/],
+  ['missing parent', node({ tokens: 4 }), /nodes\[1\]\.parent.*got nothing/],
   ['negative tokens', node({ parent: 0, tokens: -3 }), /nodes\[1\]\.tokens.*got -3/],
   ['half a token', node({ parent: 0, tokens: 1.5 }), /nodes\[1\]\.tokens.*got 1\.5/],
   ['huge tokens', node({ parent: 0, tokens: 1e18 }), /nodes\[1\]\.tokens.*1073741824/],
