@@ -4,7 +4,13 @@
  */
 import { availableParallelism } from 'node:os';
 import type { Runner } from '../backend/backend.ts';
-import { CUT_TOKENS, type KvType, PAGE_TOKENS } from '../backend/cpu/attention.ts';
+import {
+  CUT_TOKENS,
+  fastestKvType,
+  type KvType,
+  kvLayout,
+  PAGE_TOKENS,
+} from '../backend/cpu/attention.ts';
 import { startCpuRunner } from '../backend/cpu/cpu-runner.ts';
 import { costProfile } from '../backend/cpu/profile.ts';
 import { createProvider, type ProviderKind } from '../backend/cpu/provider.ts';
@@ -45,7 +51,7 @@ export async function loadCpuRunner(
   const maxRows = checkInteger('usage', 'maxRows', options.maxRows ?? DEFAULT_ROWS, 1);
   const { log, onProgress } = options;
   const provider = await createProvider({ provider: options.provider, workers, log });
-  const kvType = options.kvType ?? 'f16';
+  const kvType = options.kvType ?? fastestKvType(provider.kernels);
   const pages = kvPages(config, kvType, options, provider.kind);
   const positions = Math.min(config.contextLength, pages * PAGE_TOKENS);
   const model = loadCpuModel(provider, checkpoint, kvType, positions, onProgress);
@@ -70,8 +76,9 @@ function kvPages(
   kind: ProviderKind,
 ): number {
   if (options.kvPages !== undefined) return checkInteger('usage', 'kvPages', options.kvPages, 1);
-  const { layers, kvHeads, headDim, contextLength } = config;
-  const pageBytes = layers * kvHeads * headDim * PAGE_TOKENS * 2 * (kvType === 'f32' ? 4 : 2);
+  const { layers, heads, kvHeads, headDim, contextLength } = config;
+  const shape = { kvHeads, groupSize: heads / kvHeads, headDim, kvType };
+  const pageBytes = kvLayout(shape, layers, 1).totalBytes;
   if (options.kvBytes !== undefined) {
     const bytes = checkInteger('usage', 'kvBytes', options.kvBytes, pageBytes);
     return Math.floor(bytes / pageBytes);

@@ -57,8 +57,8 @@ export async function loadCudaRunner(
 
 /** The type that is kept for weights, activations and KV: that of the file where it can be. */
 function halfType({ tensors }: Checkpoint, { kvType }: RunnerOptions): HalfType {
-  if (kvType === 'f32') {
-    throw new FlashForgeError('usage', 'kvType must be f16 or bf16 on CUDA, got "f32"');
+  if (kvType === 'f32' || kvType === 'i16') {
+    throw new FlashForgeError('usage', `kvType must be f16 or bf16 on CUDA, got "${kvType}"`);
   }
   return kvType ?? (tensors.get('0.q')?.type === 'BF16' ? 'bf16' : 'f16');
 }

@@ -13,6 +13,9 @@ import { type Workload, workloadBytes, workloadForest } from '../../plan/workloa
 import {
   type AttentionShape,
   CUT_TOKENS,
+  fastestKvType,
+  type KvLayout,
+  type KvType,
   kvLayout,
   PAGE_TOKENS,
   runAttention,
@@ -21,13 +24,15 @@ import { AttentionCheck } from './attention-check.ts';
 import { PlanImage } from './attention-image.ts';
 import type { Barrier } from './barrier.ts';
 import type { Kernels } from './kernel-table.ts';
-import type { Block } from './memory.ts';
+import type { Block, Memory } from './memory.ts';
 import { costProfile } from './profile.ts';
 import { createProvider, type Provider, type ProviderChoice } from './provider.ts';
 import { WorkerPool } from './worker-pool.ts';
 
-/** Bytes of an f16 number, the type of the measured KV cache. */
+/** Bytes of a number of the measured KV cache, f16 or i16, without the scales of the latter. */
 const KV_BYTES = 2;
+/** What a key or a value may have beside its numbers. */
+const SCALE_BYTES = 4;
 /** Part of the free memory that KV pages may take. */
 const MEMORY_SHARE = 0.6;
 /** What 32-bit WebAssembly can hold besides queries, outputs and partial results. */
@@ -42,6 +47,8 @@ const WARM_UPS = 2;
 const PLANS_TIMED = 15;
 /** Random numbers that pages are filled from, each page at another offset. */
 const POOL_HALVES = 1 << 22;
+/** Even of 512 such integers the length stays far from the kernels' limit. */
+const INTEGER_MAX = 2000;
 /** Queries are uniform in (-QUERY_SCALE, QUERY_SCALE), keys and values in (-1, 1). */
 const QUERY_SCALE = 4;
 
@@ -128,13 +135,12 @@ export async function benchAttention(
   );
   options.log?.(`KV pages: ${mebibytes(largest)} MiB of random numbers`);
   const pages = provider.memory.alloc(largest, 4096);
-  fillPages(provider, pages);
   const command = provider.memory.alloc(16);
   const program: BenchProgram = { source: provider.source, command: command.address };
   const entry = new URL('./attention-bench-worker.js', import.meta.url);
   const pool = await WorkerPool.start({ workers, entry, program });
   try {
-    const bench = new Bench(provider, pool, pages.address, command.address);
+    const bench = new Bench(provider, pool, pages, command.address);
     const rows: AttentionBenchRow[] = [];
     for (const [i, workload] of workloads.entries()) {
       // A turn of the event loop lets signals arrive.
@@ -164,7 +170,7 @@ const mebibytes = (bytes: number): string => (bytes / 2 ** 20).toFixed(0);
 function kvBytes({ tokens, kvHeads, headDim }: Workload): number {
   let pages = 0;
   for (const count of tokens) pages += ceilDiv(count, PAGE_TOKENS);
-  return pages * PAGE_TOKENS * kvHeads * headDim * 2 * KV_BYTES;
+  return pages * kvHeads * PAGE_TOKENS * 2 * (headDim * KV_BYTES + SCALE_BYTES);
 }
 
 function whyNot(workload: Workload, limit: number): string | null {
@@ -184,33 +190,53 @@ function sizes(
   return { name: workload.name, unique_bytes: unique, flat_bytes: flat, reduction };
 }
 
-/** Random f16 numbers in (-1, 1) everywhere; copies of one pool at offsets that never repeat. */
-function fillPages({ memory }: Provider, pages: Block): void {
+/** Random bits of keys and values in (-1, 1). */
+function randomPool(kvType: KvType): Uint16Array {
   const random = randomStream(7);
-  const pool = new Uint16Array(POOL_HALVES);
-  for (let i = 0; i < pool.length; i++) {
-    // Uniform in (-1, 1) but for the mantissa's low bits: the exponent of a uniform number.
+  return Uint16Array.from({ length: POOL_HALVES }, () => {
+    if (kvType === 'i16') return Math.round((random() * 2 - 1) * INTEGER_MAX);
+    // Uniform but for the mantissa's low bits: the exponent of a uniform number.
     const exponent = Math.max(1, 15 + Math.floor(Math.log2(random() || 0.5)));
-    pool[i] = (random() < 0.5 ? 0x8000 : 0) | (exponent << 10) | Math.floor(random() * 1024);
-  }
+    return (random() < 0.5 ? 0x8000 : 0) | (exponent << 10) | Math.floor(random() * 1024);
+  });
+}
+
+/** Copies of the pool at offsets that never repeat, and the scales of integers. */
+function fillPages(
+  memory: Memory,
+  pool: Uint16Array,
+  at: number,
+  layout: KvLayout,
+  shape: AttentionShape,
+): void {
+  const random = randomStream(8);
   const step = 1 << 19;
-  for (let at = 0; at * 2 < pages.bytes; at += step) {
-    const count = Math.min(step, pages.bytes / 2 - at);
+  const end = at + layout.totalBytes;
+  for (let to = at; to < end; to += step * 2) {
+    const count = Math.min(step, (end - to) / 2);
     const offset = Math.floor(random() * (POOL_HALVES - count));
-    memory.u16(pages.address + at * 2, count).set(pool.subarray(offset, offset + count));
+    memory.u16(to, count).set(pool.subarray(offset, offset + count));
   }
+  if (shape.kvType !== 'i16') return;
+  const integers = PAGE_TOKENS * shape.headDim * 2;
+  for (let plane = at; plane < end; plane += layout.valueOffset)
+    memory.f32(plane + integers, PAGE_TOKENS).fill(1 / INTEGER_MAX);
 }
 
 /** Measures workloads on one pool and one piece of memory. */
 class Bench {
   readonly #provider: Provider;
   readonly #pool: WorkerPool;
-  readonly #pages: number;
+  readonly #pages: Block;
+  readonly #kvType: KvType;
+  readonly #numbers: Uint16Array;
   readonly #command: Float64Array;
   #tensors: Block | null = null;
 
-  constructor(provider: Provider, pool: WorkerPool, pages: number, command: number) {
+  constructor(provider: Provider, pool: WorkerPool, pages: Block, command: number) {
     this.#provider = provider;
+    this.#kvType = fastestKvType(provider.kernels);
+    this.#numbers = randomPool(this.#kvType);
     this.#pool = pool;
     this.#pages = pages;
     this.#command = provider.memory.f64(command, 2);
@@ -219,7 +245,7 @@ class Bench {
   async measure(workload: Workload, options: AttentionBenchOptions): Promise<AttentionBenchRow> {
     const { queryHeads, kvHeads, headDim } = workload;
     const groupSize = queryHeads / kvHeads;
-    const shape: AttentionShape = { kvHeads, groupSize, headDim, kvType: 'f16' };
+    const shape: AttentionShape = { kvHeads, groupSize, headDim, kvType: this.#kvType };
     const { forest, pages } = workloadForest(workload, PAGE_TOKENS);
     const spec: PlanSpec = {
       ...{ kvHeads, groupSize, headDim, pageSize: PAGE_TOKENS, cutTokens: CUT_TOKENS },
@@ -245,9 +271,10 @@ class Bench {
     const [query, output] = this.#queriesAndOutput(forest.rows * width);
     const { memory, kernels } = this.#provider;
     const layout = kvLayout(shape, 1, pages);
+    fillPages(memory, this.#numbers, this.#pages.address, layout, shape);
     const buffers = {
       ...{ query, key: 0, value: 0, inputStride: width, output, outputStride: width },
-      ...{ pages: this.#pages, layout, cosine: 0, sine: 0, writeSlots: 0 },
+      ...{ pages: this.#pages.address, layout, cosine: 0, sine: 0, writeSlots: 0 },
     };
     const images = [plan, flat].map((each) => {
       const image = new PlanImage(memory, kernels, shape, buffers);
@@ -255,7 +282,7 @@ class Bench {
       return image.address;
     });
     const [tree, alone] = this.#time(images);
-    const check = new AttentionCheck(memory, shape, layout, this.#pages, forest);
+    const check = new AttentionCheck(memory, shape, layout, this.#pages.address, forest);
     let error = 0;
     for (const image of images) {
       memory.f32(output, forest.rows * width).fill(Number.NaN);

@@ -5,26 +5,13 @@
  */
 import type { Forest } from '../../kvcache/forest.ts';
 import { type AttentionShape, type KvLayout, PAGE_TOKENS } from './attention.ts';
+import { readKvPage } from './kv-pages.ts';
 import type { Memory } from './memory.ts';
 
 /** Multiply-adds that one check may cost: about a second. */
-const WORK_MAX = 2e8;
+const WORK_MAX = 5e7;
 
-/** The value of every f16 bit pattern. */
-let halves: Float64Array | null = null;
-
-function halfTable(): Float64Array {
-  if (halves !== null) return halves;
-  halves = Float64Array.from({ length: 65536 }, (_, bits) => {
-    const exponent = (bits >> 10) & 31;
-    const fraction = (bits & 1023) / 1024;
-    const size = exponent === 0 ? fraction * 2 ** -14 : (1 + fraction) * 2 ** (exponent - 15);
-    return bits & 0x8000 ? -size : size;
-  });
-  return halves;
-}
-
-/** Float64 results of evenly spread (row, query head) pairs of one problem with f16 pages. */
+/** Float64 results of evenly spread (row, query head) pairs of one problem. */
 export class AttentionCheck {
   /** Number of pairs that are compared. */
   readonly vectors: number;
@@ -82,8 +69,7 @@ export class AttentionCheck {
   /** One query vector against its whole path: page by page, with an online softmax. */
   #answer(queryAt: number, row: number, head: number): Float64Array {
     const { headDim, groupSize } = this.#shape;
-    const { headBytes, valueOffset, pageBytes } = this.#layout;
-    const table = halfTable();
+    const { headBytes, pageBytes } = this.#layout;
     const query = Float64Array.from(this.#memory.f32(queryAt, headDim));
     const headAt = this.#pages + Math.floor(head / groupSize) * headBytes;
     const out = new Float64Array(headDim);
@@ -91,13 +77,11 @@ export class AttentionCheck {
     let most = Number.NEGATIVE_INFINITY;
     let total = 0;
     this.#eachPage(row, (page, begin, end) => {
-      const at = headAt + page * pageBytes;
-      const keys = this.#memory.u16(at, headDim * PAGE_TOKENS);
-      const values = this.#memory.u16(at + valueOffset, headDim * PAGE_TOKENS);
+      const { keys, values } = readKvPage(this.#memory, this.#shape, headAt + page * pageBytes);
       scores.fill(0);
       for (let d = 0; d < headDim; d++)
         for (let slot = begin; slot < end; slot++)
-          scores[slot] += query[d] * table[keys[d * PAGE_TOKENS + slot]];
+          scores[slot] += query[d] * keys[d * PAGE_TOKENS + slot];
       let latest = most;
       for (let slot = begin; slot < end; slot++) {
         scores[slot] /= Math.sqrt(headDim);
@@ -110,7 +94,7 @@ export class AttentionCheck {
       for (let slot = begin; slot < end; slot++) {
         const weight = Math.exp(scores[slot] - most);
         total += weight;
-        for (let d = 0; d < headDim; d++) out[d] += weight * table[values[slot * headDim + d]];
+        for (let d = 0; d < headDim; d++) out[d] += weight * values[slot * headDim + d];
       }
     });
     return out.map((value) => value / total);

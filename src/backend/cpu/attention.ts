@@ -15,8 +15,11 @@ export const PAGE_TOKENS = 64;
  */
 export const CUT_TOKENS: number = 4 * PAGE_TOKENS;
 
-/** Element types of KV pages; the order is the kernels' numbering. */
-export const KV_TYPES = ['f32', 'f16', 'bf16'] as const;
+/**
+ * Element types of KV pages; the order is the kernels' numbering. i16: integers with a scale (f32)
+ * a key and a value, behind the integers of K and of V (kernels/attention-pairs.h).
+ */
+export const KV_TYPES = ['f32', 'f16', 'bf16', 'i16'] as const;
 export type KvType = (typeof KV_TYPES)[number];
 
 /** What the attention kernels must know of a model. */
@@ -36,7 +39,7 @@ export interface AttentionShape {
 /**
  * Bytes of KV pages. Page p of layer l and KV head h begins at
  * l * layerBytes + p * pageBytes + h * headBytes: K transposed (headDim, 64), then at
- * `valueOffset` V (64, headDim).
+ * `valueOffset` V (64, headDim); of i16 in pairs, (headDim / 2, 64, 2) and (32, headDim, 2).
  */
 export interface KvLayout {
   readonly layerBytes: number;
@@ -46,13 +49,22 @@ export interface KvLayout {
   readonly totalBytes: number;
 }
 
+/** Bytes of one key or value of one head. */
+function vectorBytes({ headDim, kvType }: AttentionShape): number {
+  if (kvType === 'i16') return headDim * 2 + 4;
+  return headDim * (kvType === 'f32' ? 4 : 2);
+}
+
+/** The type that `kernels` are fastest with. */
+export const fastestKvType = (kernels: Kernels): KvType => KV_TYPES[kernels.ff_kv_type()];
+
 /**
  * The layout of `pages` pages in each of `layers` layers.
  * @throws FlashForgeError 'model' when a head size is not supported.
  */
 export function kvLayout(shape: AttentionShape, layers: number, pages: number): KvLayout {
   checkShape(shape);
-  const valueOffset = PAGE_TOKENS * shape.headDim * (shape.kvType === 'f32' ? 4 : 2);
+  const valueOffset = PAGE_TOKENS * vectorBytes(shape);
   const headBytes = 2 * valueOffset;
   const pageBytes = shape.kvHeads * headBytes;
   const layerBytes = pages * pageBytes;

@@ -20,6 +20,7 @@ export const KERNELS = {
   ff_swiglu_quantize: 'ppipiii',
   ff_logit_stats: 'pppiii',
   /* attention.c, attention-rotate.c */
+  ff_kv_type: '>i',
   ff_attention_scratch: 'ii>i',
   ff_attention_run: 'pii',
   ff_rotate_and_store: 'piiippf',

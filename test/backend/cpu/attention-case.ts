@@ -1,6 +1,6 @@
 /**
  * Random attention problems for the CPU kernels: a forest whose nodes start inside pages, KV pages
- * in which everything that no node owns is NaN, and the answer in float64.
+ * in which everything that no node owns is NaN or huge, and the answer in float64.
  * @module
  */
 import {
@@ -10,6 +10,7 @@ import {
   runAttention,
 } from '../../../src/backend/cpu/attention.ts';
 import { PlanImage } from '../../../src/backend/cpu/attention-image.ts';
+import type { Memory } from '../../../src/backend/cpu/memory.ts';
 import type { Provider } from '../../../src/backend/cpu/provider.ts';
 import { randomStream } from '../../../src/base/math.ts';
 import type { Forest } from '../../../src/kvcache/forest.ts';
@@ -100,6 +101,40 @@ function halfBits(value: number, type: 'f16' | 'bf16'): number {
   return ((bits >>> 16) & 0x8000) | (exponent << 10) | ((bits >>> 13) & 0x3ff);
 }
 
+/** Integers of multiples of 1/64: about as large as the kernels make them. */
+const KEY_STEP = 1 / (64 * 16);
+const VALUE_STEP = 1 / (64 * 64);
+
+/** Writes one token's K and V of one head into the page at `at`. */
+function writeToken(
+  memory: Memory,
+  { headDim, kvType }: AttentionShape,
+  at: number,
+  valueOffset: number,
+  slot: number,
+  key: Float32Array,
+  value: Float32Array,
+): void {
+  const count = headDim * PAGE_TOKENS;
+  if (kvType === 'i16') {
+    const [keys, values] = [memory.u16(at, count), memory.u16(at + valueOffset, count)];
+    for (let d = 0; d < headDim; d++) {
+      keys[((d >> 1) * PAGE_TOKENS + slot) * 2 + (d & 1)] = key[d] / KEY_STEP;
+      values[((slot >> 1) * headDim + d) * 2 + (slot & 1)] = value[d] / VALUE_STEP;
+    }
+    memory.f32(at + count * 2, PAGE_TOKENS)[slot] = KEY_STEP;
+    memory.f32(at + valueOffset + count * 2, PAGE_TOKENS)[slot] = VALUE_STEP;
+    return;
+  }
+  const cells = (from: number): Float32Array | Uint16Array =>
+    kvType === 'f32' ? memory.f32(from, count) : memory.u16(from, count);
+  const [keys, values] = [cells(at), cells(at + valueOffset)];
+  for (let d = 0; d < headDim; d++) {
+    keys[d * PAGE_TOKENS + slot] = kvType === 'f32' ? key[d] : halfBits(key[d], kvType);
+    values[slot * headDim + d] = kvType === 'f32' ? value[d] : halfBits(value[d], kvType);
+  }
+}
+
 /** A forest with its K, V and queries, in memory and as numbers. */
 export class AttentionCase {
   readonly shape: AttentionShape;
@@ -147,20 +182,17 @@ export class AttentionCase {
       Float32Array.from({ length: tokens * width }, () => Math.floor(random() * 255 - 127) / 64);
     this.#keys = values();
     this.#values = values();
-    const cells = shape.kvType === 'f32' ? pages.f32() : pages.u16();
-    const cell = (value: number): number =>
-      shape.kvType === 'f32' ? value : halfBits(value, shape.kvType);
-    cells.fill(cell(Number.NaN));
-    const bytes = shape.kvType === 'f32' ? 4 : 2;
+    // Integers have no NaN: the largest ones, with scales that would show.
+    if (shape.kvType === 'i16') pages.f32().fill(1e30);
+    else if (shape.kvType === 'f32') pages.f32().fill(Number.NaN);
+    else pages.u16().fill(halfBits(Number.NaN, shape.kvType));
     this.#eachToken((node, token, page, slot) => {
       for (let head = 0; head < shape.kvHeads; head++) {
-        const k = (page * layout.pageBytes + head * layout.headBytes) / bytes;
-        const v = k + layout.valueOffset / bytes;
+        const at = pages.address + page * layout.pageBytes + head * layout.headBytes;
         const from = this.#at(node, token, head);
-        for (let d = 0; d < shape.headDim; d++) {
-          cells[k + d * PAGE_TOKENS + slot] = cell(this.#keys[from + d]);
-          cells[v + slot * shape.headDim + d] = cell(this.#values[from + d]);
-        }
+        const vector = (of: Float32Array): Float32Array => of.subarray(from, from + shape.headDim);
+        const [key, value] = [vector(this.#keys), vector(this.#values)];
+        writeToken(memory, shape, at, layout.valueOffset, slot, key, value);
       }
     });
 

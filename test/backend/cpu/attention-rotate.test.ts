@@ -12,6 +12,7 @@ import {
   runRotate,
 } from '../../../src/backend/cpu/attention.ts';
 import { PlanImage } from '../../../src/backend/cpu/attention-image.ts';
+import { readKvPage } from '../../../src/backend/cpu/kv-pages.ts';
 import { findCompiler } from '../../../src/backend/cpu/native-compiler.ts';
 import { createProvider, type Provider } from '../../../src/backend/cpu/provider.ts';
 import { randomStream } from '../../../src/base/math.ts';
@@ -24,15 +25,6 @@ const LAYERS = 2;
 const PAGES = 3;
 const EPSILON = 1e-6;
 const POSITIONS = 40;
-
-/** Value of a cell of a KV page. */
-function cellValue(bits: number, type: AttentionShape['kvType']): number {
-  if (type === 'bf16') return new Float32Array(Uint32Array.of(bits << 16).buffer)[0];
-  const exponent = (bits >> 10) & 31;
-  const fraction = (bits & 1023) / 1024;
-  const size = exponent === 0 ? fraction * 2 ** -14 : (1 + fraction) * 2 ** (exponent - 15);
-  return bits & 0x8000 ? -size : size;
-}
 
 /** What the kernel should make of one head. */
 function expected(
@@ -97,18 +89,12 @@ function check(provider: Provider, shape: AttentionShape, norms: boolean, worker
   for (let worker = 0; worker < workers; worker++)
     runRotate(kernels, image.address, 1, ROWS, shape, addresses, worker, workers);
 
-  const cells = kvType === 'f32' ? pages.f32() : pages.u16();
-  const bytes = kvType === 'f32' ? 4 : 2;
-  const cell = (byte: number, index: number): number => {
-    const raw = cells[byte / bytes + index];
-    return kvType === 'f32' ? raw : cellValue(raw, kvType);
-  };
   const close = (got: number, wanted: number, precision: number): void =>
     assert.ok(
       Math.abs(got - wanted) <= precision * Math.max(1, Math.abs(wanted)),
       `${got}, expected ${wanted}`,
     );
-  const precision = { f32: 2e-6, f16: 2 ** -11 + 1e-6, bf16: 2 ** -8 }[kvType];
+  const precision = { f32: 2e-6, f16: 2 ** -11 + 1e-6, bf16: 2 ** -8, i16: 6e-4 }[kvType];
   let written = 0;
   for (let row = 0; row < ROWS; row++) {
     const angles = forest.rowPosition[row] * half;
@@ -126,18 +112,19 @@ function check(provider: Provider, shape: AttentionShape, norms: boolean, worker
     const slot = slots[row] % PAGE_TOKENS;
     for (let head = 0; head < kvHeads; head++) {
       const base = layout.layerBytes + page * layout.pageBytes + head * layout.headBytes;
+      const { keys, values } = readKvPage(memory, shape, pages.address + base);
       const at = row * stride + queryWidth + head * headDim;
       const x = before.subarray(at, at + headDim);
       expected(x, norms ? keyNorm.f32 : null, c, s).forEach((value, i) => {
-        close(cell(base, i * PAGE_TOKENS + slot), value, precision);
+        close(keys[i * PAGE_TOKENS + slot], value, precision);
         const v = before[at + keyWidth + i];
-        close(cell(base + layout.valueOffset, slot * headDim + i), v, precision);
+        close(values[slot * headDim + i], v, precision);
       });
-      written += 2 * headDim;
+      written += kvType === 'i16' ? 2 * headDim + 4 : 2 * headDim;
     }
   }
   let nonzero = 0;
-  for (const x of cells) nonzero += x === 0 ? 0 : 1;
+  for (const x of kvType === 'f32' ? pages.f32() : pages.u16()) nonzero += x === 0 ? 0 : 1;
   assert.ok(nonzero <= written, 'nothing else was written');
 }
 

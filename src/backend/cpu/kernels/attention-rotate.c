@@ -6,6 +6,15 @@
 
 enum { HEAD_DIM_MAX = 512 };
 
+/* The type of KV pages that is fastest here. */
+FF_EXPORT int32_t ff_kv_type(void) {
+#if defined(FF_FAST_PAIRS)
+  return FF_KV_I16;
+#else
+  return FF_KV_F16;
+#endif
+}
+
 /* x = x / rms(x) * weight. */
 static void norm_head(float *x, isize head_dim, const float *weight, float epsilon) {
   vf squares = vf_splat(0.0f);
@@ -41,15 +50,41 @@ FF_INLINE void store_half(int type, uint16_t *to, vf x) {
     vf_store_bf16(to, x);
 }
 
-/* K into column `slot` of the transposed page (headDim x 64). */
+/* K into column `slot` of the transposed page (headDim x 64), or of pairs (headDim / 2 x 64). */
 static void store_key(int type, char *page, isize slot, const float *key, isize head_dim) {
   if (type == FF_KV_F32) {
     for (isize i = 0; i < head_dim; i++) ((float *)page)[i * PAGE + slot] = key[i];
     return;
   }
   uint16_t halves[HEAD_DIM_MAX];
+  if (type == FF_KV_I16) {
+    float scale = quantize_key(key, head_dim, halves);
+    for (isize i = 0; i < head_dim; i += 2)
+      ((int32_t *)page)[i / 2 * PAGE + slot] = *(const int32_mem *)(halves + i);
+    ((float *)(page + kv_bytes(type, head_dim * PAGE)))[slot] = scale;
+    return;
+  }
   for (isize i = 0; i < head_dim; i += LANES) store_half(type, halves + i, vf_load(key + i));
   for (isize i = 0; i < head_dim; i++) ((uint16_t *)page)[i * PAGE + slot] = halves[i];
+}
+
+/* V into row `slot` of the page (64 x headDim), or into its pair's row (32 x headDim x 2). */
+static void store_value(int type, char *page, isize slot, const float *value, isize head_dim) {
+  if (type == FF_KV_I16) {
+    uint16_t integers[HEAD_DIM_MAX];
+    float scale = quantize_value(value, head_dim, integers);
+    uint16_t *to = (uint16_t *)page + slot / 2 * head_dim * 2 + slot % 2;
+    for (isize i = 0; i < head_dim; i++) to[2 * i] = integers[i];
+    ((float *)(page + kv_bytes(type, head_dim * PAGE)))[slot] = scale;
+    return;
+  }
+  char *to = page + kv_bytes(type, slot * head_dim);
+  for (isize i = 0; i < head_dim; i += LANES) {
+    if (type == FF_KV_F32)
+      vf_store((float *)to + i, vf_load(value + i));
+    else
+      store_half(type, (uint16_t *)to + i, vf_load(value + i));
+  }
 }
 
 /*
@@ -84,13 +119,6 @@ FF_EXPORT void ff_rotate_and_store(const struct attention_image *image, int32_t 
     isize base = layer * (isize)image->layer_stride + head * (isize)image->head_stride +
                  slot / PAGE * (isize)image->page_stride;
     store_key(type, (char *)(uintptr_t)image->keys + base, slot % PAGE, key, head_dim);
-    char *values = (char *)(uintptr_t)image->values + base +
-                   slot % PAGE * head_dim * kv_bytes(type);
-    for (isize i = 0; i < head_dim; i += LANES) {
-      if (type == FF_KV_F32)
-        vf_store((float *)values + i, vf_load(value + i));
-      else
-        store_half(type, (uint16_t *)values + i, vf_load(value + i));
-    }
+    store_value(type, (char *)(uintptr_t)image->values + base, slot % PAGE, value, head_dim);
   }
 }

@@ -74,40 +74,79 @@ FF_INLINE vf largest_scores(const float *score, isize first, isize last) {
 }
 
 /* Scores become probabilities relative to the maximum and are added to their sums by lanes. */
-FF_INLINE void exponentiate(float *score, isize first, isize last, float maximum, double *sum) {
-  vf shift = vf_splat(maximum);
-  vd low = vd_load(sum), high = vd_load(sum + DOUBLES);
+FF_INLINE void exponentiate(float *score, isize first, isize last, float maximum, float *sum) {
+  vf shift = vf_splat(maximum), total = vf_load(sum);
   for (isize v = first; v < last; v++) {
     vf p = exp2_shifted(vf_load(score + v * LANES), shift);
     vf_store(score + v * LANES, p);
-    low += vd_low(p);
-    high += vd_high(p);
+    total += p;
   }
-  vd_store(sum, low);
-  vd_store(sum + DOUBLES, high);
+  vf_store(sum, total);
 }
+
+/*
+ * The same for pages of integers: probabilities times the scales of V become 16-bit integers whose
+ * sum is PROBABILITY_SUM or whose largest is PEAK, in place at the row's beginning. Returns their
+ * scale. The integers do not depend on the maximum, a power of two.
+ */
+FF_INLINE float exponentiate_i16(float *score, isize first, isize last, float maximum, float *sum,
+                                 const float *scale) {
+  vf shift = vf_splat(maximum), total = vf_load(sum);
+  vf largest = vf_splat(0.0f), all = vf_splat(0.0f);
+  for (isize v = first; v < last; v++) {
+    vf p = exp2_shifted(vf_load(score + v * LANES), shift);
+    total += p;
+    p *= vf_load(scale + v * LANES);
+    vf_store(score + v * LANES, p);
+    largest = vf_max(largest, p);
+    all += p;
+  }
+  vf_store(sum, total);
+  float peak = vf_hmax(largest) / PEAK, mean = vf_sum(all) / PROBABILITY_SUM;
+  float unit = peak > mean ? peak : mean;
+  vf factor = vf_splat(unit > LEAST_PEAK ? 1.0f / unit : 0.0f);
+  uint16_t *to = (uint16_t *)score;
+  for (isize v = first; v < last; v++)
+    *(vh_mem *)(to + v * LANES) = nearest_i16(vf_load(score + v * LANES) * factor);
+  return unit > LEAST_PEAK ? unit : 0.0f;
+}
+
+/* Online softmax state of a block of query vectors; sums are `stride` floats apart. */
+struct softmax {
+  float *score;   /* (rows, PAGE) */
+  float *maximum; /* (rows) what probabilities are relative to */
+  float *sum;     /* (rows, LANES) of probabilities */
+  isize stride;
+  float *alpha; /* (rows) becomes what old outputs must be scaled by, a power of two */
+  /* Pages of integers: (PAGE) scales of V, and (rows) what integers must be scaled by. */
+  const float *value_scale;
+  float *scale;
+};
 
 /*
  * Online softmax of a block of query vectors over score vectors [first, last). The running maximum
  * follows only when a score exceeds it by more than SLACK: p then stays below 2^(SLACK + 1), which
  * costs no precision, and nearly always no row's maximum must be reduced over its lanes and nothing
- * rescaled. alpha becomes what the old outputs must be scaled by, a power of two.
+ * rescaled.
  */
-FF_INLINE void update_softmax(const int rows, float *score, isize first, isize last,
-                              float *maximum, double *sum, float *alpha) {
+FF_INLINE void update_softmax(const int rows, isize first, isize last, const struct softmax *s) {
   for (int r = 0; r < rows; r++) {
-    vf best = largest_scores(score + r * PAGE, first, last);
-    alpha[r] = 1.0f;
-    if (any_above(best, maximum[r] + SLACK)) {
+    vf best = largest_scores(s->score + r * PAGE, first, last);
+    s->alpha[r] = 1.0f;
+    if (any_above(best, s->maximum[r] + SLACK)) {
       float latest = nearest(vf_splat(max_of_lanes(best)))[0];
-      double change = power_of_two(maximum[r] - latest);
-      alpha[r] = (float)change;
-      for (int i = 0; i < LANES; i++) sum[r * LANES + i] *= change;
-      maximum[r] = latest;
+      s->alpha[r] = (float)power_of_two(s->maximum[r] - latest);
+      vf_store(s->sum + r * s->stride, vf_load(s->sum + r * s->stride) * vf_splat(s->alpha[r]));
+      s->maximum[r] = latest;
     }
   }
-  for (int r = 0; r < rows; r++)
-    exponentiate(score + r * PAGE, first, last, maximum[r], sum + r * LANES);
+  for (int r = 0; r < rows; r++) {
+    float *score = s->score + r * PAGE, *sum = s->sum + r * s->stride;
+    if (s->value_scale)
+      s->scale[r] = exponentiate_i16(score, first, last, s->maximum[r], sum, s->value_scale);
+    else
+      exponentiate(score, first, last, s->maximum[r], sum);
+  }
 }
 
 /* Scores of slots outside [begin, end) become so low that their probability is 0. */

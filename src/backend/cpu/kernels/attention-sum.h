@@ -2,9 +2,9 @@
  * Sums that do not show in which order they were made.
  *
  * Within a chunk (at most CHUNK_PAGES pages of one node, on the node's own grid of pages) outputs
- * are added in float32 in the order of keys. Chunks are added in float64, and so are probabilities:
- * the sums of a float64 are exact but for parts 2^29 times smaller than the sum, so after the one
- * rounding to float32 at the end it does not matter which task, worker or merge added what first.
+ * and probabilities are added in float32 in the order of keys. Chunks are added in float64: its
+ * sums are exact but for parts 2^29 times smaller than the sum, so after the one rounding to
+ * float32 at the end it does not matter which task, worker or merge added what first.
  * The running maximum is an integer power of two, so that changing it changes exponents only.
  */
 #ifndef FF_ATTENTION_SUM_H
@@ -37,10 +37,7 @@ FF_INLINE vd vd_low(vf x) { return (vd){x[0], x[1]}; }
 FF_INLINE vd vd_high(vf x) { return (vd){x[2], x[3]}; }
 #endif
 
-/* Floats of memory in float64, and back with one rounding. */
-FF_INLINE vd vd_from_floats(const float *p) {
-  return __builtin_convertvector(*(const vf_half *)p, vd);
-}
+/* Float64 to memory as floats, with one rounding. */
 FF_INLINE void vd_store_floats(float *p, vd x) {
   *(vf_half *)p = __builtin_convertvector(x, vf_half);
 }
@@ -55,25 +52,21 @@ static double power_of_two(float e) {
 }
 
 /*
- * Adds one query vector's chunk to its total and starts the next chunk at zero. `base` is the
- * maximum that the total is relative to; it becomes the chunk's.
+ * Adds one query vector's chunk, `width` floats, to its total and starts the next chunk at zero.
+ * `base` is the maximum that the total is relative to; it becomes the chunk's.
  */
-FF_INLINE void add_chunk(isize head_dim, float *chunk, float maximum, double *total,
-                         float *base) {
-  if (*base != maximum) {
-    vd scale = vd_splat(power_of_two(*base - maximum));
-    for (isize i = 0; i < head_dim; i += DOUBLES) vd_store(total + i, vd_load(total + i) * scale);
-    *base = maximum;
-  }
-  for (isize i = 0; i < head_dim; i += LANES) {
-    vd_store(total + i, vd_load(total + i) + vd_from_floats(chunk + i));
-    vd_store(total + i + DOUBLES,
-             vd_load(total + i + DOUBLES) + vd_from_floats(chunk + i + DOUBLES));
+FF_INLINE void add_chunk(isize width, float *chunk, float maximum, double *total, float *base) {
+  vd scale = vd_splat(*base == maximum ? 1.0 : power_of_two(*base - maximum));
+  *base = maximum;
+  for (isize i = 0; i < width; i += LANES) {
+    vf part = vf_load(chunk + i);
+    vd_store(total + i, vd_load(total + i) * scale + vd_low(part));
+    vd_store(total + i + DOUBLES, vd_load(total + i + DOUBLES) * scale + vd_high(part));
     vf_store(chunk + i, vf_splat(0.0f));
   }
 }
 
-/* One lane's sum of probabilities at a time, always in this order. */
+/* The sum of LANES numbers, always in this order. */
 FF_INLINE double sum_of_doubles(const double *lanes) {
   double sum = lanes[0];
   for (int i = 1; i < LANES; i++) sum += lanes[i];

@@ -12,13 +12,13 @@
 #ifndef FF_ATTENTION_TILE_H
 #define FF_ATTENTION_TILE_H
 
-#include "simd.h"
+#include "attention-pairs.h"
 
 /* Sizes and offsets: as wide as an address on every target. */
 typedef intptr_t isize;
 
 /* Element types of KV pages. */
-enum { FF_KV_F32 = 0, FF_KV_F16 = 1, FF_KV_BF16 = 2 };
+enum { FF_KV_F32 = 0, FF_KV_F16 = 1, FF_KV_BF16 = 2, FF_KV_I16 = 3 };
 
 /*
  * Tile size: query vectors x SIMD vectors of accumulators, plus one row of B and one broadcast,
@@ -34,7 +34,10 @@ enum { TILE_ROWS = 6, TILE_WIDTH = 2 };
 /* With one or two rows, registers are left for a wider tile: more chains hide their latency. */
 enum { FEW_ROWS = 2, WIDEST = 4 };
 
-/* One product: C (rows x width vectors) = C * alpha (or 0) + A x B over k in [begin, end). */
+/*
+ * One product: C (rows x width vectors) = C * alpha (or 0) + A x B over k in [begin, end). With
+ * 16-bit integers k counts pairs, and A holds them where it otherwise has floats.
+ */
 struct tile_args {
   float *c;
   isize c_stride; /* floats */
@@ -48,6 +51,9 @@ struct tile_args {
   isize end;
   /* What to prefetch while reading B, laid out as B is; may be null. */
   const char *next;
+  /* Integers: (rows) what sums are scaled by, and (columns) the same if C starts at 0. */
+  const float *row_scale;
+  const float *column_scale;
   /* Where B goes as f32 for the blocks that follow, with B's shape; may be null. */
   float *copy;
 };
@@ -92,8 +98,14 @@ FF_INLINE vf load_kv(const int type, const char *from) {
   return vf_load((const float *)from);
 }
 
-FF_INLINE isize kv_bytes(const int type) {
-  return type == FF_KV_F32 ? 4 : 2;
+/* Bytes that a lane reads: a number, or a pair of integers. */
+FF_INLINE isize lane_bytes(const int type) {
+  return type == FF_KV_F16 || type == FF_KV_BF16 ? 2 : 4;
+}
+
+/* Bytes of `count` numbers without their scales. */
+FF_INLINE isize kv_bytes(const int type, isize count) {
+  return count * (type == FF_KV_F32 ? 4 : 2);
 }
 
 /* One step in k. Prefetch and copy are for the first block that reads the page. */
@@ -102,9 +114,9 @@ FF_INLINE void tile_step(const int rows, const int width, const int type, vf (*a
                          float *copy) {
   vf row[WIDEST];
 #pragma GCC unroll 4
-  for (int w = 0; w < width; w++) row[w] = load_kv(type, b + w * LANES * kv_bytes(type));
+  for (int w = 0; w < width; w++) row[w] = load_kv(type, b + w * LANES * lane_bytes(type));
   if (next)
-    for (isize i = 0; i < width * LANES * kv_bytes(type); i += 64)
+    for (isize i = 0; i < width * LANES * lane_bytes(type); i += 64)
       __builtin_prefetch(next + i, 0, 2);
   if (copy) {
 #pragma GCC unroll 4
@@ -122,7 +134,7 @@ FF_INLINE void tile_step(const int rows, const int width, const int type, vf (*a
 FF_INLINE void tile_steps(const int rows, const int width, const int type, const int aside,
                           const struct tile_args *t, vf (*acc)[WIDEST]) {
   const isize a_stride = t->a_stride, b_stride = t->b_stride;
-  const isize copy_stride = b_stride / kv_bytes(type);
+  const isize copy_stride = b_stride / lane_bytes(type);
   const float *a = t->a + t->begin;
   const char *b = t->b + t->begin * b_stride;
   const char *next = aside && t->next ? t->next + t->begin * b_stride : 0;
@@ -136,7 +148,60 @@ FF_INLINE void tile_steps(const int rows, const int width, const int type, const
   }
 }
 
+/* Sums of products of integers, scaled, go to C. */
+FF_INLINE void finish_pairs(const int rows, const int width, const int first,
+                            const struct tile_args *t, vi (*acc)[WIDEST]) {
+#pragma GCC unroll 6
+  for (int r = 0; r < rows; r++) {
+#pragma GCC unroll 4
+    for (int w = 0; w < width; w++) {
+      float *c = t->c + r * t->c_stride + w * LANES;
+      vf sum = __builtin_convertvector(acc[r][w], vf) * vf_splat(t->row_scale[r]);
+      vf_store(c, first ? sum * vf_load(t->column_scale + w * LANES)
+                        : vf_fma(vf_load(c), vf_splat(t->alpha[r]), sum));
+    }
+  }
+}
+
+/* The tile with pages of integers. */
+FF_INLINE void tile_pairs(const int rows, const int width, const struct tile_args *t) {
+  const isize a_stride = t->a_stride, b_stride = t->b_stride;
+  const int32_mem *a = (const int32_mem *)t->a + t->begin;
+  const char *b = t->b + t->begin * b_stride;
+  const isize ahead = t->next ? t->next - t->b : 0;
+  vi acc[TILE_ROWS][WIDEST];
+#pragma GCC unroll 6
+  for (int r = 0; r < rows; r++) {
+#pragma GCC unroll 4
+    for (int w = 0; w < width; w++) acc[r][w] = vi_splat(0);
+  }
+  for (isize k = t->end - t->begin; k > 0; k--) {
+    vi row[WIDEST];
+#pragma GCC unroll 4
+    for (int w = 0; w < width; w++) row[w] = vi_load((const int32_t *)b + w * LANES);
+    /* One line of two: processors bring its neighbour too. */
+    if (ahead)
+      for (isize i = 0; i < width * LANES * 4; i += 128) __builtin_prefetch(b + ahead + i, 0, 2);
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++) {
+      vi broadcast = vi_splat(a[r * a_stride]);
+#pragma GCC unroll 4
+      for (int w = 0; w < width; w++) acc[r][w] = dot_pairs(acc[r][w], broadcast, row[w]);
+    }
+    a++;
+    b += b_stride;
+  }
+  if (t->column_scale)
+    finish_pairs(rows, width, 1, t, acc);
+  else
+    finish_pairs(rows, width, 0, t, acc);
+}
+
 FF_INLINE void tile(const int rows, const int width, const int type, const struct tile_args *t) {
+  if (type == FF_KV_I16) {
+    tile_pairs(rows, width, t);
+    return;
+  }
   vf acc[TILE_ROWS][WIDEST];
 #pragma GCC unroll 6
   for (int r = 0; r < rows; r++) {
@@ -187,18 +252,22 @@ FF_INLINE void tile(const int rows, const int width, const int type, const struc
       } \
       vectors -= width; \
       t->c += width * LANES; \
-      t->b += width * LANES * kv_bytes(type); \
-      if (t->next) t->next += width * LANES * kv_bytes(type); \
+      t->b += width * LANES * lane_bytes(type); \
+      if (t->next) t->next += width * LANES * lane_bytes(type); \
       if (t->copy) t->copy += width * LANES; \
+      if (t->column_scale) t->column_scale += width * LANES; \
     } \
   }
 
 TILE_PRODUCT(product_f32, FF_KV_F32)
 TILE_PRODUCT(product_f16, FF_KV_F16)
 TILE_PRODUCT(product_bf16, FF_KV_BF16)
+TILE_PRODUCT(product_i16, FF_KV_I16)
 
 static inline void product(int type, int rows, int vectors, struct tile_args *t) {
-  if (type == FF_KV_F16)
+  if (type == FF_KV_I16)
+    product_i16(rows, vectors, t);
+  else if (type == FF_KV_F16)
     product_f16(rows, vectors, t);
   else if (type == FF_KV_BF16)
     product_bf16(rows, vectors, t);

@@ -26,7 +26,7 @@ enum { PREFETCHES = 1 };
 
 /* Up to this many blocks the first asks for all of the next page as it goes. */
 #ifndef SPREAD_BLOCKS
-#define SPREAD_BLOCKS 3
+#define SPREAD_BLOCKS 1
 #endif
 
 /* Which slots a block of query vectors sees: the union of its rows; empty where low >= high. */
@@ -37,17 +37,20 @@ struct range {
 /* State of the work item in hand. */
 struct item {
   const struct attention_image *image;
-  isize head_dim, group, vectors, row_begin;
+  isize head_dim, width, group, vectors, row_begin;
   int kv_type;
   const char *keys, *values; /* of the item's layer and KV head, page 0 */
-  float *query;              /* (vectors, head_dim) scaled to base 2 */
-  float *output;             /* (vectors, head_dim) of the chunk in hand */
-  double *total;             /* (vectors, head_dim) of the chunks before it */
-  double *sum;               /* (vectors, LANES) parts of l in each lane */
-  float *maximum;            /* (vectors) what output and sum are relative to */
+  float *query;              /* (vectors, head_dim) scaled to base 2; integers with KV_I16 */
+  float *query_scale;        /* (vectors) of the integers */
+  /* (vectors, head_dim + LANES) output and parts of l in each lane: of the chunk in hand, and of
+     the chunks before it. */
+  float *output;
+  double *total;
+  float *maximum;            /* (vectors) what output is relative to */
   float *base;               /* (vectors) what total is relative to */
   float *alpha;              /* (vectors) what the last page scales the old output by */
   float *score;              /* (vectors, PAGE) scores, then probabilities, of the last page */
+  float *score_scale;        /* (vectors) of probabilities that are integers */
   struct range *seen;        /* (blocks) slots of the last page that the block sees */
   float *wide;               /* (head_dim * PAGE) f32 copy of K or V of the page in hand */
 };
@@ -63,7 +66,13 @@ struct page {
   isize begin, end;    /* slots that the segment covers */
   int masked;          /* some row does not see all of them */
   int ends_chunk;      /* outputs go to the totals after this page */
+  const float *value_scale; /* of integers in V; else null */
 };
+
+/* The scales behind the integers of a K or V page. */
+FF_INLINE const float *scales(const char *data, isize head_dim) {
+  return (const float *)(data + kv_bytes(FF_KV_I16, head_dim * PAGE));
+}
 
 /* The slots of the page that the row may see: not after it, not before its window. */
 FF_INLINE void visible_slots(const struct item *it, const struct page *p, isize vector,
@@ -93,7 +102,8 @@ static struct range score_block(const struct item *it, const struct page *p, isi
     if (seen.low >= seen.high) return seen;
   }
   isize first = seen.low / LANES, last = (seen.high + LANES - 1) / LANES;
-  isize skip = first * LANES * kv_bytes(p->type);
+  isize skip = first * LANES * lane_bytes(p->type);
+  int integers = p->type == FF_KV_I16;
   float *score = it->score + vector * PAGE;
   struct tile_args scores = {
       .c = score + first * LANES,
@@ -101,58 +111,68 @@ static struct range score_block(const struct item *it, const struct page *p, isi
       .a = it->query + vector * it->head_dim,
       .a_stride = it->head_dim,
       .b = p->data + skip,
-      .b_stride = PAGE * kv_bytes(p->type),
-      .end = it->head_dim,
+      .b_stride = PAGE * lane_bytes(p->type),
+      .end = integers ? it->head_dim / 2 : it->head_dim,
       .next = p->next ? p->next + skip : 0,
       .copy = p->copy ? p->copy + first * LANES : 0,
+      .row_scale = it->query_scale + vector,
+      .column_scale = integers ? scales(p->data, it->head_dim) + first * LANES : 0,
   };
   product(p->type, rows, (int)(last - first), &scores);
 
-  double *sum = it->sum + vector * LANES;
-  float *maximum = it->maximum + vector, *alpha = it->alpha + vector;
+  struct softmax state = {
+      .score = score,
+      .maximum = it->maximum + vector,
+      .sum = it->output + vector * it->width + it->head_dim,
+      .stride = it->width,
+      .alpha = it->alpha + vector,
+      .value_scale = p->value_scale,
+      .scale = it->score_scale + vector,
+  };
   if (!p->masked && seen.low == 0 && seen.high == PAGE) {
-    update_softmax(rows, score, 0, VECTORS, maximum, sum, alpha);
+    update_softmax(rows, 0, VECTORS, &state);
     return seen;
   }
   for (int r = 0; r < rows; r++)
     mask_scores(score + r * PAGE, first, last, p->masked ? begin[r] : seen.low,
                 p->masked ? end[r] : seen.high);
-  update_softmax(rows, score, first, last, maximum, sum, alpha);
+  update_softmax(rows, first, last, &state);
   return seen;
 }
 
 /* Adds the block's probabilities times V to its outputs. */
 static void output_block(const struct item *it, const struct page *p, isize vector, int rows,
                          struct range seen) {
+  int integers = p->type == FF_KV_I16;
   struct tile_args outputs = {
-      .c = it->output + vector * it->head_dim,
-      .c_stride = it->head_dim,
+      .c = it->output + vector * it->width,
+      .c_stride = it->width,
       .a = it->score + vector * PAGE,
       .a_stride = PAGE,
       .b = p->data,
-      .b_stride = it->head_dim * kv_bytes(p->type),
+      .b_stride = it->head_dim * lane_bytes(p->type),
       .alpha = it->alpha + vector,
-      .begin = seen.low,
-      .end = seen.high,
+      .begin = integers ? seen.low / 2 : seen.low,
+      .end = integers ? (seen.high + 1) / 2 : seen.high,
       .next = p->next,
       .copy = p->copy,
+      .row_scale = it->score_scale + vector,
   };
   product(p->type, rows, (int)(it->head_dim / LANES), &outputs);
 }
 
 /* Adds the block's outputs of a chunk to its totals. */
 static void end_chunk(const struct item *it, isize vector, int rows) {
-  isize head_dim = it->head_dim;
+  isize width = it->width;
   for (isize v = vector; v < vector + rows; v++)
-    add_chunk(head_dim, it->output + v * head_dim, it->maximum[v], it->total + v * head_dim,
-              it->base + v);
+    add_chunk(width, it->output + v * width, it->maximum[v], it->total + v * width, it->base + v);
 }
 
 /* Copies K or V of the page to f32, for pages whose first block may not see all of it. */
 static void widen(const struct item *it, struct page *p) {
-  isize kv = kv_bytes(p->type), count = it->head_dim * PAGE;
+  isize bytes = lane_bytes(p->type), count = it->head_dim * PAGE;
   for (isize i = 0; i < count; i += LANES)
-    vf_store(it->wide + i, load_kv(p->type, p->data + i * kv));
+    vf_store(it->wide + i, load_kv(p->type, p->data + i * bytes));
   p->data = (const char *)it->wide;
   p->type = FF_KV_F32;
 }
@@ -173,7 +193,9 @@ FF_INLINE void prefetch_part(const char *next, isize bytes, isize part, isize pa
 static void attend_page(const struct item *it, struct page *p, const char *keys,
                         const char *values, isize begin, isize end) {
   isize blocks = (end - begin + TILE_ROWS - 1) / TILE_ROWS;
-  int wide = it->kv_type != FF_KV_F32 && blocks > WIDEN_BLOCKS;
+  int halves = it->kv_type == FF_KV_F16 || it->kv_type == FF_KV_BF16;
+  int wide = halves && blocks > WIDEN_BLOCKS;
+  p->value_scale = it->kv_type == FF_KV_I16 ? scales(values, it->head_dim) : 0;
   for (int pass = 0; pass < 2; pass++) {
     p->data = pass == 0 ? keys : values;
     const char *next = PREFETCHES && p->next_offset != 0 ? p->data + p->next_offset : 0;
@@ -185,7 +207,7 @@ static void attend_page(const struct item *it, struct page *p, const char *keys,
       isize vector = begin + (end - begin) * b / blocks;
       int rows = (int)(begin + (end - begin) * (b + 1) / blocks - vector);
       if (next && blocks > SPREAD_BLOCKS)
-        prefetch_part(next, it->head_dim * PAGE * kv_bytes(it->kv_type), b, blocks);
+        prefetch_part(next, kv_bytes(it->kv_type, it->head_dim * PAGE), b, blocks);
       if (pass == 0)
         it->seen[b] = score_block(it, p, vector, rows);
       else if (it->seen[b].low < it->seen[b].high)
@@ -260,16 +282,16 @@ static void begin_item(const struct item *it, isize kv_head) {
     isize row = it->row_begin + v / it->group;
     const float *from = FLOATS(image, query) + row * (isize)image->input_stride +
                         (kv_head * it->group + v % it->group) * it->head_dim;
-    for (isize i = 0; i < it->head_dim; i += LANES) {
-      vf_store(it->query + v * it->head_dim + i, vf_load(from + i) * scale);
-      vf_store(it->output + v * it->head_dim + i, vf_splat(0.0f));
-    }
-    for (isize i = 0; i < it->head_dim; i += DOUBLES) {
-      vd_store(it->total + v * it->head_dim + i, vd_splat(0.0));
+    float *query = it->query + v * it->head_dim;
+    for (isize i = 0; i < it->head_dim; i += LANES) vf_store(query + i, vf_load(from + i) * scale);
+    if (it->kv_type == FF_KV_I16)
+      it->query_scale[v] = quantize_key(query, it->head_dim, (uint16_t *)query);
+    for (isize i = v * it->width; i < (v + 1) * it->width; i += LANES) {
+      vf_store(it->output + i, vf_splat(0.0f));
+      vd_store(it->total + i, vd_splat(0.0));
+      vd_store(it->total + i + DOUBLES, vd_splat(0.0));
       NO_MEMSET;
     }
-    vd_store(it->sum + v * LANES, vd_splat(0.0));
-    vd_store(it->sum + v * LANES + DOUBLES, vd_splat(0.0));
     it->maximum[v] = it->base[v] = NO_SCORE;
   }
 }
@@ -284,8 +306,8 @@ static void end_item(const struct item *it, isize kv_head, const int32_t *destin
   for (isize v = 0; v < it->vectors; v++) {
     isize slot = destination[v / it->group];
     isize head = kv_head * it->group + v % it->group;
-    const double *total = it->total + v * head_dim;
-    struct weight weight = {sum_of_doubles(it->sum + v * LANES), it->maximum[v]};
+    const double *total = it->total + v * it->width;
+    struct weight weight = {sum_of_doubles(total + head_dim), it->maximum[v]};
     if (slot == -2) continue;
     if (slot == -1) {
       isize row = it->row_begin + v / it->group;
@@ -303,8 +325,8 @@ static void end_item(const struct item *it, isize kv_head, const int32_t *destin
 
 /* Bytes of scratch memory that a worker needs for items of up to `vectors` query vectors. */
 FF_EXPORT int32_t ff_attention_scratch(int32_t head_dim, int32_t vectors) {
-  isize vector = 4 * head_dim + 2 * LANES + 3 + PAGE + (isize)(sizeof(struct range) / 4);
-  isize floats = vectors * vector + head_dim * PAGE + 10 * 16;
+  isize vector = head_dim + 3 * (head_dim + LANES) + 5 + PAGE + (isize)(sizeof(struct range) / 4);
+  isize floats = vectors * vector + head_dim * PAGE + 11 * 16;
   return (int32_t)(floats * 4);
 }
 
@@ -329,14 +351,16 @@ static void attend_item(const struct attention_image *image, isize layer, isize 
   it.kv_type = (int)image->kv_type;
   it.keys = (const char *)(uintptr_t)image->keys + base;
   it.values = (const char *)(uintptr_t)image->values + base;
+  it.width = it.head_dim + LANES;
   it.query = take(&scratch, it.vectors * it.head_dim);
-  it.output = take(&scratch, it.vectors * it.head_dim);
-  it.total = (double *)take(&scratch, it.vectors * it.head_dim * 2);
-  it.sum = (double *)take(&scratch, it.vectors * LANES * 2);
+  it.query_scale = take(&scratch, it.vectors);
+  it.output = take(&scratch, it.vectors * it.width);
+  it.total = (double *)take(&scratch, it.vectors * it.width * 2);
   it.maximum = take(&scratch, it.vectors);
   it.base = take(&scratch, it.vectors);
   it.alpha = take(&scratch, it.vectors);
   it.score = take(&scratch, it.vectors * PAGE);
+  it.score_scale = take(&scratch, it.vectors);
   it.seen = (struct range *)take(&scratch, it.vectors * (isize)(sizeof(struct range) / 4));
   it.wide = take(&scratch, it.head_dim * PAGE);
 

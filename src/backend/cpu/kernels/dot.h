@@ -26,8 +26,6 @@ typedef int16_t input_t;
 typedef int8_t input_t;
 #endif
 
-typedef int32_t int32_mem __attribute__((aligned(1), may_alias));
-
 /* The 4 inputs of one row in all lanes. */
 FF_INLINE vi inputs_splat(const input_t *x) { return vi_splat(*(const int32_mem *)x); }
 

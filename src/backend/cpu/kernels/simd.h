@@ -49,6 +49,7 @@ typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
 /* The same types where memory is only aligned to the element, and may be of another type. */
 typedef float vf_mem __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t vi_mem __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t int32_mem __attribute__((aligned(1), may_alias));
 typedef uint16_t vh_mem __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 
 FF_INLINE vf vf_load(const float *p) { return *(const vf_mem *)p; }
