@@ -263,7 +263,7 @@ function checkLoadOptions(options: LoadOptions): void {
     if (options[field] !== undefined) checkInteger('usage', field, options[field], 1);
   }
   oneOf('provider', options.provider, ['auto', 'native', 'wasm']);
-  oneOf('kvType', options.kvType, ['f16', 'f32', 'bf16']);
+  oneOf('kvType', options.kvType, ['f16', 'f32', 'bf16', 'i16']);
 }
 
 function oneOf(field: string, value: unknown, allowed: readonly string[]): void {
