@@ -36,7 +36,7 @@ async function serve(start: EngineStart, post: (replies: Reply[]) => void): Prom
   port.on('message', async (call: Call) => {
     await session.handle(call);
     if (call.kind !== 'close') return;
-    await runner.dispose();
+    await Promise.all([runner.dispose(), grammars.close()]);
     port.close();
   });
   const { device, provider, providerWhy, pages, pageSize, tokenBytes, planSpec } = runner;

@@ -153,6 +153,7 @@ export class Engine {
    */
   append(sequence: Sequence, token: number): void {
     assert(!sequence.ended, 'append to an ended sequence');
+    sequence.stalled = false;
     const { path } = sequence;
     if (path === null) {
       sequence.waiting = withToken(sequence.waiting!, token);
@@ -195,6 +196,11 @@ export class Engine {
     if (sequence.path !== null) this.tree.unclaim(sequence.path);
   }
 
+  /** Keeps its place among those that run, until `append`: its owner still thinks. */
+  stall(sequence: Sequence): void {
+    sequence.stalled = true;
+  }
+
   resume(sequence: Sequence): void {
     sequence.active = true;
     this.onWork();
@@ -205,6 +211,7 @@ export class Engine {
     if (sequence.ended) return;
     sequence.ended = true;
     sequence.active = false;
+    sequence.stalled = false;
     if (sequence.path !== null) this.tree.release(sequence.path);
     else this.#unqueue(sequence);
     this.#admitted.delete(sequence);
@@ -299,7 +306,7 @@ export class Engine {
   #victim(sequence: Sequence): Sequence | null {
     let worst: Sequence | null = null;
     for (const other of this.#admitted) {
-      if (other === sequence || !other.preemptible || !other.active) continue;
+      if (other === sequence || !other.preemptible || !other.active || other.stalled) continue;
       if (byUrgency(other, sequence) < 0) continue;
       if (worst === null || byUrgency(other, worst) >= 0) worst = other;
     }
@@ -332,6 +339,7 @@ export class Engine {
   }
 
   #nothingRuns(): boolean {
+    for (const sequence of this.#admitted) if (sequence.stalled) return false;
     assert(this.running === 0, 'admitted sequences wait for each other');
     assert(this.#waiting.length === 0, 'sequences wait although nothing runs');
     return false;

@@ -86,8 +86,16 @@ export interface GenerationInit {
   readonly priority?: number | undefined;
   /** Makes the text of a sample; absent: token ids only. */
   readonly text?: (() => TextStream) | undefined;
-  /** Mask (vocab) of the tokens that a sample may continue with, or null for all. */
-  readonly allowed?: ((index: number, tokens: readonly number[]) => Uint8Array | null) | undefined;
+  /** What the samples' text must conform to. */
+  readonly constraint?: TokenConstraint | undefined;
+}
+
+/** Follows samples through a grammar. */
+export interface TokenConstraint {
+  /** Sample `index` has drawn a token. */
+  accept(index: number, token: number): void;
+  /** Mask (vocab) of the tokens that it may continue with; a promise while it is being made. */
+  allowed(index: number): Uint8Array | Promise<Uint8Array>;
 }
 
 interface Sample {
@@ -191,13 +199,32 @@ export class Generation implements SequenceOwner {
   }
 
   #advance(sample: Sample, row: LogitsRow): void {
-    const mask = this.#init.allowed?.(sample.index, sample.tokens) ?? null;
+    const mask = this.#init.constraint?.allowed(sample.index) ?? null;
+    if (mask instanceof Promise) this.#later(sample, row, mask);
+    else this.#draw(sample, row, mask);
+  }
+
+  /** Others go on while the mask is being made. */
+  #later(sample: Sample, row: LogitsRow, mask: Promise<Uint8Array>): void {
+    const { argmax, logSumExp } = row;
+    const kept = { logits: row.logits.slice(), argmax, logSumExp };
+    this.#engine.stall(sample.sequence);
+    mask.then(
+      (allowed) => {
+        if (this.#samples.get(sample.sequence) === sample) this.#draw(sample, kept, allowed);
+      },
+      (error: FlashForgeError) => this.#stop(error),
+    );
+  }
+
+  #draw(sample: Sample, row: LogitsRow, mask: Uint8Array | null): void {
     const drawn = sample.sampler.sample(row.logits, row.argmax, row.logSumExp, mask);
     if (this.#stopIds.has(drawn.token)) {
       this.#finish(sample, 'stop', endOfText(sample).text);
       return;
     }
     sample.tokens.push(drawn.token);
+    this.#init.constraint?.accept(sample.index, drawn.token);
     const { text, stopped } = sample.stops.push(sample.text?.push(drawn.token) ?? '');
     this.#sink.onToken({
       index: sample.index,

@@ -12,7 +12,7 @@ import type { BeamOptions } from './beam-search.ts';
 import type { EngineOptions } from './engine.ts';
 import type { StepTotals } from './engine-stats.ts';
 import type { PromptToken, SampleEnd, TokenEvent } from './generation.ts';
-import type { GrammarSource } from './grammar.ts';
+import type { GrammarSource } from './grammar-source.ts';
 import type { SamplingOptions } from './sampling-params.ts';
 
 /** Where a sequence starts: a held branch, then text, token ids or messages. */

@@ -38,7 +38,7 @@ export function chooseBatch(
   const prefill: BatchEntry[] = [];
   let shown = false;
   for (const sequence of sequences) {
-    if (!sequence.active || sequence.path === null) continue;
+    if (!sequence.active || sequence.stalled || sequence.path === null) continue;
     const { path } = sequence;
     const { from, to } = tree.claim(path);
     if (sequence.rowsFrom < path.length) {

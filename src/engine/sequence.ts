@@ -19,7 +19,7 @@ export interface LogitsRow {
 
 /** Called by the engine between steps; it may add, fork, append to, pause and end sequences. */
 export interface SequenceOwner {
-  /** All tokens are computed. The owner appends, pauses or ends before it returns. */
+  /** All tokens are computed. The owner appends, pauses, stalls or ends before it returns. */
   onComputed(sequence: Sequence, row: LogitsRow): void;
   /** Rows before the last token's, in order, from the sequence's `rowsFrom` on; see there. */
   onRow?(sequence: Sequence, position: number, row: LogitsRow): void;
@@ -55,6 +55,8 @@ export class Sequence {
   waiting: Int32Array | null = null;
   /** False while paused and after the end. */
   active = true;
+  /** The owner has the last row and will append later; nobody may take the pages until then. */
+  stalled = false;
   ended = false;
   /**
    * Position of the next row that the owner wants to see before the last one: those rows are

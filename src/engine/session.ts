@@ -117,22 +117,22 @@ export class Session {
     }
   }
 
-  /** Compiles the grammar first, which takes some ms; the request may be aborted meanwhile. */
+  /** Compiles the grammar first, which may take seconds; the request may be aborted meanwhile. */
   async #constrained(call: CallOf<'generate'>): Promise<void> {
     const { id, grammar, options, prompts } = call;
     const { n } = samplingParams(options, this.#model.vocab);
     const constraints: Constraint[] = [];
-    let wanted = true;
-    this.#aborts.set(id, () => {
-      wanted = false;
-    });
+    const controller = new AbortController();
+    this.#aborts.set(id, () => controller.abort());
     try {
       if (this.#grammars === null || grammar === undefined) {
         throw new FlashForgeError('request', 'grammars are not available here');
       }
-      for (const _ of prompts) constraints.push(await this.#grammars.constraint(grammar, n));
+      for (const _ of prompts) {
+        constraints.push(await this.#grammars.constraint(grammar, n, controller.signal));
+      }
       this.#aborts.delete(id);
-      if (!wanted) throw aborted();
+      if (controller.signal.aborted) throw aborted();
       await this.#generate(call, constraints);
     } finally {
       this.#aborts.delete(id);
@@ -166,7 +166,6 @@ export class Session {
           params,
         );
         for (const [prompt, source] of prompts.entries()) {
-          const constraint = constraints[prompt];
           const tokens = tokenized[prompt];
           const generation = new Generation(
             this.#engine,
@@ -179,7 +178,7 @@ export class Session {
               namespace: this.#branches.namespaceOf(source.branch, placement.salt, tokens),
               priority: placement.priority,
               text: () => this.#encoder.stream(),
-              allowed: constraint && ((index, tokens) => constraint.allowed(index, tokens)),
+              constraint: constraints[prompt],
             },
             {
               onPrompt: (tokens) => this.#outbox.push({ kind: 'prompt', id, prompt, tokens }),

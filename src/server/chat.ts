@@ -3,7 +3,7 @@
  * @module
  */
 import type { FinishReason } from '../engine/generation.ts';
-import type { GrammarSource } from '../engine/grammar.ts';
+import type { GrammarSource } from '../engine/grammar-source.ts';
 import type { PromptSource } from '../engine/rpc.ts';
 import type { SamplingOptions } from '../engine/sampling-params.ts';
 import { badRequest } from './api-error.ts';

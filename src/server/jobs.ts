@@ -5,7 +5,7 @@
 
 import type { FinishReason, PromptToken, SampleStats, TokenEvent } from '../engine/generation.ts';
 import type { TokenDetail } from '../engine/generation-stream.ts';
-import type { GrammarSource } from '../engine/grammar.ts';
+import type { GrammarSource } from '../engine/grammar-source.ts';
 import type { Placement, PromptSource } from '../engine/rpc.ts';
 import type { SamplingOptions } from '../engine/sampling-params.ts';
 import type { Exchange } from './exchange.ts';

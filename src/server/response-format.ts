@@ -2,7 +2,7 @@
  * What the text must conform to: response_format and forced tool calls as grammars of the engine.
  * @module
  */
-import type { GrammarSource } from '../engine/grammar.ts';
+import type { GrammarSource } from '../engine/grammar-source.ts';
 import { badRequest } from './api-error.ts';
 import type { ChatRequest, ResponseFormat, Tool } from './chat-schema.ts';
 import type { ToolForm } from './tool-calls.ts';

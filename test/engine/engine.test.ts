@@ -10,7 +10,12 @@ import { FlashForgeError } from '../../src/base/errors.ts';
 import { randomStream } from '../../src/base/math.ts';
 import { Branch } from '../../src/engine/branch.ts';
 import { Engine, type EngineOptions } from '../../src/engine/engine.ts';
-import { Generation, type GenerationInit, type PromptToken } from '../../src/engine/generation.ts';
+import {
+  Generation,
+  type GenerationInit,
+  type PromptToken,
+  type TokenConstraint,
+} from '../../src/engine/generation.ts';
 import { topLogprobs } from '../../src/engine/sampler.ts';
 import { type SamplingOptions, samplingParams } from '../../src/engine/sampling-params.ts';
 import { treeStats } from '../../src/kvcache/tree-stats.ts';
@@ -93,7 +98,30 @@ function promptOracle(prompt: readonly number[], vocab: number, count: number): 
 }
 
 async function runAll(engine: Engine): Promise<void> {
-  for (let steps = 0; await engine.step(); steps++) assert.ok(steps < 20_000, 'no progress');
+  for (let steps = 0; (await engine.step()) || engine.running > 0; steps++) {
+    assert.ok(steps < 20_000, 'no progress');
+    // Masks that are being made arrive with the loop's turns.
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+}
+
+/** A grammar that allows everything and thinks for some turns of the event loop. */
+function slowConstraint(vocab: number, turns: number): TokenConstraint {
+  const all = new Uint8Array(vocab).fill(1);
+  let asked = 0;
+  return {
+    accept: () => {},
+    allowed: () => {
+      const left = asked++ % (turns + 1);
+      if (left === 0) return all;
+      return (async () => {
+        for (let turn = 0; turn < left; turn++) {
+          await new Promise((resolve) => setImmediate(resolve));
+        }
+        return all;
+      })();
+    },
+  };
 }
 
 function checkEmpty(engine: Engine): void {
@@ -110,6 +138,7 @@ const workload = fc.record({
       prompt: fc.array(fc.nat(1), { minLength: 1, maxLength: 12, size: 'max' }),
       maxTokens: fc.nat(14),
       scored: fc.boolean(),
+      thinks: fc.nat(3),
       n: fc.integer({ min: 1, max: 3 }),
       delay: fc.nat(6),
       priority: fc.nat(1),
@@ -133,9 +162,10 @@ test('random trees, small caches: every greedy output is the model own, tree or 
       const outcomes: { outcome: Outcome; request: (typeof requests)[number] }[] = [];
       for (let step = 0; step <= 6; step++) {
         for (const request of requests.filter(({ delay }) => delay === step)) {
-          const { prompt, n, maxTokens, scored, priority } = request;
+          const { prompt, n, maxTokens, scored, priority, thinks } = request;
+          const constraint = thinks === 0 ? undefined : slowConstraint(3, thinks);
           const options = { n, maxTokens, ...(scored ? { promptLogprobs: 2 } : {}) };
-          const outcome = generate(engine, prompt, options, { priority });
+          const outcome = generate(engine, prompt, options, { priority, constraint });
           outcomes.push({ outcome, request });
         }
         await engine.step();
