@@ -16,7 +16,7 @@ const prompt = z.union([
   z.array(tokenIds).min(1).max(PROMPTS_MAX),
 ]);
 
-export const completionRequest = z.strictObject({
+const completionFields = z.strictObject({
   ...samplingFields,
   model: z.string(),
   prompt: prompt.describe('Text, token ids, or a list of either.'),
@@ -38,6 +38,10 @@ export const completionRequest = z.strictObject({
   response_format: responseFormat.nullish(),
   prefix_id: z.string().max(NAME_LENGTH).nullish().describe('A prefix that the prompt continues.'),
 });
+export const completionRequest = completionFields.refine(
+  ({ max_tokens, echo, use_beam_search }) => max_tokens !== 0 || (echo && !use_beam_search),
+  { path: ['max_tokens'], error: 'expected at least 1, or 0 with echo' },
+);
 export type CompletionRequest = z.output<typeof completionRequest>;
 
 const logprobs = z

@@ -81,9 +81,6 @@ async function readCompletion(exchange: Exchange): Promise<Plain> {
   if (body.stream && bestOf > n) {
     throw badRequest('best_of must not be above n in a stream', 'best_of');
   }
-  if (body.max_tokens === 0 && (!body.echo || body.use_beam_search)) {
-    throw badRequest('max_tokens must be at least 1, or 0 with echo, got 0', 'max_tokens');
-  }
   const sources = sourcesOf(exchange, body);
   const maxTokens = maxTokensOf(exchange, model, 'max_tokens', body.max_tokens, MAX_TOKENS);
   // Choosing the best needs each token's log-probability.
