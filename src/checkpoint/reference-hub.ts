@@ -6,9 +6,9 @@
  */
 import { existsSync, readFileSync } from 'node:fs';
 import { copyFile, mkdir, readdir, rename, rm, stat, symlink, writeFile } from 'node:fs/promises';
-import { homedir } from 'node:os';
 import { dirname, join, relative } from 'node:path';
 import type { ListFileEntry } from '@huggingface/hub';
+import { homeFolder } from '../base/env.ts';
 import { FlashForgeError } from '../base/errors.ts';
 import type { ResolvedModel, ResolveOptions } from './reference.ts';
 import { downloadFile, onDisk, reasonOf, UnreachableError } from './reference-download.ts';
@@ -40,7 +40,7 @@ const environment = (name: string): string | undefined => process.env[name] || u
 const hubUrl = (): string => environment('HF_ENDPOINT') ?? 'https://huggingface.co';
 const huggingFaceHome = (): string =>
   environment('HF_HOME') ??
-  join(environment('XDG_CACHE_HOME') ?? join(homedir(), '.cache'), 'huggingface');
+  join(environment('XDG_CACHE_HOME') ?? join(homeFolder(), '.cache'), 'huggingface');
 const cacheRoot = (): string =>
   environment('HF_HUB_CACHE') ??
   environment('HUGGINGFACE_HUB_CACHE') ??

@@ -3,10 +3,15 @@
  * @module
  */
 import assert from 'node:assert/strict';
+import { chmodSync } from 'node:fs';
+import { homedir, platform } from 'node:os';
+import { join } from 'node:path';
 import { test } from 'node:test';
 import fc from 'fast-check';
+import { homeFolder } from '../../src/base/env.ts';
 import { checkInteger, checkNumber, FlashForgeError, show } from '../../src/base/errors.ts';
 import { alignUp, ceilDiv, median, randomStream } from '../../src/base/math.ts';
+import { temporaryFolder } from '../helpers/fixtures.ts';
 
 test('a value out of range is named with its field and what is allowed', () => {
   const cases: [unknown, string][] = [
@@ -65,4 +70,24 @@ test('random streams repeat, differ by seed and are even', () => {
   assert.ok(many.every((x) => x >= 0 && x < 1));
   const mean = many.reduce((sum, x) => sum + x, 0) / many.length;
   assert.ok(Math.abs(mean - 0.5) < 0.02);
+});
+
+const noUnix = platform() === 'win32' ? 'Windows users always have a home' : false;
+test('a user without a home gets a folder of his own, which others cannot write to', {
+  skip: noUnix,
+}, () => {
+  assert.equal(homeFolder(), homedir());
+  const [{ HOME, TMPDIR }, temporary] = [process.env, temporaryFolder()];
+  Object.assign(process.env, { HOME: '', TMPDIR: temporary });
+  try {
+    const folder = homeFolder();
+    assert.equal(folder, join(temporary, `flashforge-home-${process.getuid?.()}`));
+    assert.equal(homeFolder(), folder);
+    chmodSync(folder, 0o777);
+    assert.notEqual(homeFolder(), folder);
+  } finally {
+    Object.assign(process.env, { HOME });
+    if (TMPDIR === undefined) delete process.env.TMPDIR;
+    else process.env.TMPDIR = TMPDIR;
+  }
 });

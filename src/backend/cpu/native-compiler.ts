@@ -20,7 +20,7 @@ import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { cacheFolder, compilerCommand } from '../../base/env.ts';
 import { FlashForgeError } from '../../base/errors.ts';
-import { saysDiskFull } from '../../base/file-errors.ts';
+import { fileReason, saysDiskFull } from '../../base/file-errors.ts';
 
 const run = promisify(execFile);
 
@@ -152,10 +152,8 @@ export async function compileKernels(
     renameSync(join(work, 'key.txt'), `${name}.txt`);
   } catch (cause) {
     if (cause instanceof FlashForgeError) throw cause;
-    const words = (cause as Error).message;
-    throw new FlashForgeError('io', `kernel cache ${folder} cannot be written: ${words}`, {
-      cause,
-    });
+    const message = `kernel cache ${folder} cannot be written: ${fileReason(cause)}`;
+    throw new FlashForgeError('io', message, { cause });
   } finally {
     if (existsSync(work)) rmSync(work, { recursive: true, force: true });
   }

@@ -5,7 +5,7 @@
  * @module
  */
 import { createHash, randomBytes } from 'node:crypto';
-import { mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { cpus } from 'node:os';
 import { basename, join } from 'node:path';
 import { cacheFolder } from '../../base/env.ts';
@@ -77,7 +77,7 @@ function saveProfile(path: string, profile: CostProfile): void {
     renameSync(part, path);
   } catch {
     // A cache that cannot be written only costs the next start a measurement.
-    rmSync(part, { force: true });
+    if (existsSync(part)) rmSync(part);
   }
 }
 

@@ -3,8 +3,8 @@
  * disk, else through NVRTC.
  * @module
  */
-import { homedir } from 'node:os';
 import { join } from 'node:path';
+import { cacheFolder } from '../../base/env.ts';
 import type { Cuda, Module } from './driver.ts';
 import { KernelCache } from './kernel-cache.ts';
 import { openNvrtc } from './libraries.ts';
@@ -54,6 +54,6 @@ export class KernelLoader {
 
 /** FLASHFORGE_CACHE, else the user's cache folder. */
 export function defaultCacheFolder(env: NodeJS.ProcessEnv = process.env): string {
-  const base = env.FLASHFORGE_CACHE ?? join(homedir(), '.cache', 'flashforge');
+  const base = env.FLASHFORGE_CACHE || cacheFolder();
   return join(base, 'cuda');
 }

@@ -4,8 +4,8 @@
  * @module
  */
 import { existsSync, readdirSync } from 'node:fs';
-import { homedir } from 'node:os';
 import { delimiter, dirname, join } from 'node:path';
+import { homeFolder } from '../../base/env.ts';
 import { FlashForgeError } from '../../base/errors.ts';
 import {
   DRIVER,
@@ -80,7 +80,7 @@ export function libraryFolders(env: Environment = process.env): string[] {
     .split(delimiter)
     .filter((folder) => existsSync(join(folder, 'python3')))
     .map((folder) => dirname(folder));
-  const prefixes = [env.VIRTUAL_ENV, env.CONDA_PREFIX, ...pythons, join(homedir(), '.local')];
+  const prefixes = [env.VIRTUAL_ENV, env.CONDA_PREFIX, ...pythons, join(homeFolder(), '.local')];
   const sites = new Set([
     ...(env.PYTHONPATH ?? '').split(delimiter).filter((folder) => folder !== ''),
     ...prefixes.filter((p) => p !== undefined && p !== '').flatMap((p) => sitePackages(String(p))),
