@@ -103,7 +103,7 @@ function halfBits(value: number, type: 'f16' | 'bf16'): number {
 
 /** Integers of multiples of 1/64: about as large as the kernels make them. */
 const KEY_STEP = 1 / (64 * 16);
-const VALUE_STEP = 1 / (64 * 64);
+const VALUE_STEP = 1 / (64 * 256);
 
 /** Writes one token's K and V of one head into the page at `at`. */
 function writeToken(

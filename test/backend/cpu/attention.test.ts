@@ -21,7 +21,7 @@ import { AttentionCase, buildForest, type NodeSpec, randomNodes } from './attent
 
 /**
  * K, V and the scaled queries are of order 1; sums are in f32. Of integers queries are rounded to
- * 15 bits of their length, probabilities to 12 bits of a page's largest; V is up to 2.
+ * 15 bits of their length, probabilities to 15 bits of their sum in a page; V is up to 2.
  */
 const TOLERANCE: Readonly<Record<KvType, number>> = { f32: 5e-6, f16: 5e-6, bf16: 5e-6, i16: 5e-4 };
 

@@ -6,8 +6,8 @@
  * (32 pairs of keys, headDim, 2), and behind each its scales, one a key: number = integer * scale.
  *
  * Sums of products must fit 32 bits. K and queries: |q . k| <= |q| |k| (Cauchy-Schwarz), so both
- * are scaled to a length of at most NORM, or to peaks of 16 bits where that is less. V: a page's
- * probabilities add up to PROBABILITY_SUM at most, times VALUE_PEAK.
+ * are scaled to a length of at most NORM, or to peaks of 16 bits where that is less. The
+ * probabilities of a page add up to PROBABILITY_SUM, times PEAK for V.
  */
 #ifndef FF_ATTENTION_PAIRS_H
 #define FF_ATTENTION_PAIRS_H
@@ -15,8 +15,7 @@
 #include "simd.h"
 
 /* NORM^2 stays below 2^31, also after rounding. */
-static const float NORM = 46000.0f, PEAK = 32767.0f;
-static const float VALUE_PEAK = 8191.0f, PROBABILITY_SUM = 262000.0f;
+static const float NORM = 46000.0f, PEAK = 32767.0f, PROBABILITY_SUM = 32767.0f;
 /* Numbers below this are zeros: their inverse would not be finite. */
 static const float LEAST_PEAK = 1e-30f;
 
@@ -82,7 +81,7 @@ FF_INLINE float quantize_key(const float *x, intptr_t count, uint16_t *to) {
 /* A value (count) as integers; returns their scale. */
 FF_INLINE float quantize_value(const float *x, intptr_t count, uint16_t *to) {
   float peak = peak_of(x, count);
-  return to_integers(x, count, peak > LEAST_PEAK ? peak / VALUE_PEAK : 0, to);
+  return to_integers(x, count, peak > LEAST_PEAK ? peak / PEAK : 0, to);
 }
 
 #endif

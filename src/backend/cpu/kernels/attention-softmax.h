@@ -84,31 +84,44 @@ FF_INLINE void exponentiate(float *score, isize first, isize last, float maximum
   vf_store(sum, total);
 }
 
+/* Rounds vectors [first, last) of a page's row to 16-bit integers, at the row's beginning. */
+FF_INLINE void store_i16(float *page, isize first, isize last, const vf *x) {
+  uint16_t *to = (uint16_t *)page;
+#if defined(FF_AVX512)
+  if (first == 0 && last == VECTORS) {
+    /* The even words of both. */
+    __m512i even = (__m512i)(vi_iota() * 4 | (vi_iota() * 4 + 2) << 16);
+    for (isize v = 0; v < VECTORS; v += 2) {
+      __m512i a = _mm512_cvtps_epi32((__m512)x[v]), b = _mm512_cvtps_epi32((__m512)x[v + 1]);
+      _mm512_storeu_si512(to + v * LANES, _mm512_permutex2var_epi16(a, even, b));
+    }
+    return;
+  }
+#endif
+  for (isize v = first; v < last; v++) *(vh_mem *)(to + v * LANES) = nearest_i16(x[v]);
+}
+
 /*
- * The same for pages of integers: probabilities times the scales of V become 16-bit integers whose
- * sum is PROBABILITY_SUM or whose largest is PEAK, in place at the row's beginning. Returns their
- * scale. The integers do not depend on the maximum, a power of two.
+ * The same for pages of integers: probabilities times the scales of V become 16-bit integers that
+ * add up to PROBABILITY_SUM, in place at the row's beginning. Returns their scale. The integers do
+ * not depend on the maximum, a power of two.
  */
 FF_INLINE float exponentiate_i16(float *score, isize first, isize last, float maximum, float *sum,
                                  const float *scale) {
-  vf shift = vf_splat(maximum), total = vf_load(sum);
-  vf largest = vf_splat(0.0f), all = vf_splat(0.0f);
+  vf shift = vf_splat(maximum), total = vf_load(sum), all = vf_splat(0.0f), scaled[VECTORS];
   for (isize v = first; v < last; v++) {
     vf p = exp2_shifted(vf_load(score + v * LANES), shift);
     total += p;
-    p *= vf_load(scale + v * LANES);
-    vf_store(score + v * LANES, p);
-    largest = vf_max(largest, p);
-    all += p;
+    scaled[v] = p * vf_load(scale + v * LANES);
+    all += scaled[v];
   }
   vf_store(sum, total);
-  float peak = vf_hmax(largest) / PEAK, mean = vf_sum(all) / PROBABILITY_SUM;
-  float unit = peak > mean ? peak : mean;
-  vf factor = vf_splat(unit > LEAST_PEAK ? 1.0f / unit : 0.0f);
-  uint16_t *to = (uint16_t *)score;
-  for (isize v = first; v < last; v++)
-    *(vh_mem *)(to + v * LANES) = nearest_i16(vf_load(score + v * LANES) * factor);
-  return unit > LEAST_PEAK ? unit : 0.0f;
+  float unit = vf_sum(all) * (1.0f / PROBABILITY_SUM);
+  if (!(unit > LEAST_PEAK)) unit = 0.0f;
+  vf factor = vf_splat(unit > 0.0f ? 1.0f / unit : 0.0f);
+  for (isize v = first; v < last; v++) scaled[v] *= factor;
+  store_i16(score, first, last, scaled);
+  return unit;
 }
 
 /* Online softmax state of a block of query vectors; sums are `stride` floats apart. */

@@ -49,8 +49,9 @@ struct tile_args {
   const float *alpha;
   isize begin;
   isize end;
-  /* What to prefetch while reading B, laid out as B is; may be null. */
+  /* What to prefetch while reading B, laid out as B is; may be null. Of integers, this part. */
   const char *next;
+  isize part, parts;
   /* Integers: (rows) what sums are scaled by, and (columns) the same if C starts at 0. */
   const float *row_scale;
   const float *column_scale;
@@ -117,7 +118,7 @@ FF_INLINE void tile_step(const int rows, const int width, const int type, vf (*a
   for (int w = 0; w < width; w++) row[w] = load_kv(type, b + w * LANES * lane_bytes(type));
   if (next)
     for (isize i = 0; i < width * LANES * lane_bytes(type); i += 64)
-      __builtin_prefetch(next + i, 0, 2);
+      __builtin_prefetch(next + i, 0, 3);
   if (copy) {
 #pragma GCC unroll 4
     for (int w = 0; w < width; w++) vf_store(copy + w * LANES, row[w]);
@@ -168,20 +169,21 @@ FF_INLINE void tile_pairs(const int rows, const int width, const struct tile_arg
   const isize a_stride = t->a_stride, b_stride = t->b_stride;
   const int32_mem *a = (const int32_mem *)t->a + t->begin;
   const char *b = t->b + t->begin * b_stride;
-  const isize ahead = t->next ? t->next - t->b : 0;
+  const isize count = t->end - t->begin, ahead = t->next ? t->next - t->b : 0;
+  const isize first = ahead ? count * t->part / t->parts : count;
+  const isize last = ahead ? count * (t->part + 1) / t->parts : count;
   vi acc[TILE_ROWS][WIDEST];
 #pragma GCC unroll 6
   for (int r = 0; r < rows; r++) {
 #pragma GCC unroll 4
     for (int w = 0; w < width; w++) acc[r][w] = vi_splat(0);
   }
-  for (isize k = t->end - t->begin; k > 0; k--) {
+  for (isize k = 0; k < count; k++) {
     vi row[WIDEST];
 #pragma GCC unroll 4
     for (int w = 0; w < width; w++) row[w] = vi_load((const int32_t *)b + w * LANES);
-    /* One line of two: processors bring its neighbour too. */
-    if (ahead)
-      for (isize i = 0; i < width * LANES * 4; i += 128) __builtin_prefetch(b + ahead + i, 0, 2);
+    if (k >= first && k < last)
+      for (isize i = 0; i < width * LANES * 4; i += 64) __builtin_prefetch(b + ahead + i, 0, 3);
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++) {
       vi broadcast = vi_splat(a[r * a_stride]);
