@@ -5,6 +5,7 @@
 import { FlashForgeError } from '../base/errors.ts';
 import type {
   FinishReason,
+  PromptEnd,
   PromptToken,
   SampleEnd,
   SampleStats,
@@ -102,7 +103,7 @@ export class Collector {
     this.#promptTokens = this.#prompts.map(() => null);
   }
 
-  setPrompt(prompt: number, tokens: readonly PromptToken[]): void {
+  setPrompt(prompt: number, { tokens }: PromptEnd): void {
     this.#promptTokens[prompt] = tokens;
   }
 

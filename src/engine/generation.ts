@@ -34,6 +34,15 @@ export interface PromptToken {
   readonly top: readonly TokenLogprob[] | null;
 }
 
+/** The prompt is computed. */
+export interface PromptEnd {
+  readonly promptTokens: number;
+  /** Prompt tokens that the cache already held. */
+  readonly cachedTokens: number;
+  /** The prompt's own tokens, where promptLogprobs were asked for. */
+  readonly tokens: readonly PromptToken[] | null;
+}
+
 /** A finished sample. */
 export interface SampleEnd {
   readonly index: number;
@@ -59,8 +68,8 @@ export interface SampleStats {
 
 /** Receives what happens; nothing follows `onDone` or `onError`. */
 export interface GenerationSink {
-  /** The prompt's own tokens, before any sample's; only where promptLogprobs were asked for. */
-  onPrompt?(tokens: readonly PromptToken[]): void;
+  /** Once, before any sample's token. */
+  onPrompt?(end: PromptEnd): void;
   onToken(event: TokenEvent): void;
   onEnd(end: SampleEnd): void;
   onDone(): void;
@@ -190,7 +199,12 @@ export class Generation implements SequenceOwner {
     }));
     for (const sample of samples) this.#samples.set(sample.sequence, sample);
     this.#firstTokenMs = performance.now();
-    if (this.#promptTokens !== null) this.#sink.onPrompt?.(this.#promptTokens);
+    const { cachedTokens } = sequence.cost;
+    this.#sink.onPrompt?.({
+      promptTokens: prompt.length,
+      cachedTokens,
+      tokens: this.#promptTokens,
+    });
     for (const sample of samples) {
       if (!this.#samples.has(sample.sequence)) continue;
       if (params.maxTokens === 0) this.#finish(sample, 'length', '');

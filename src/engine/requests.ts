@@ -85,7 +85,7 @@ export function startGeneration<T>(
       { kind: 'generate', prompts, options: sampling, placement },
       (reply) => {
         const { prompt } = reply;
-        if (reply.kind === 'prompt') collector.setPrompt(prompt, reply.tokens);
+        if (reply.kind === 'prompt') collector.setPrompt(prompt, reply.end);
         else if (reply.kind === 'token') {
           collector.add(prompt, reply.event);
           onChunk({ prompt, ...reply.event });

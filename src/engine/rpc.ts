@@ -11,7 +11,7 @@ import type { ChatMessage, ChatOptions } from '../tokenizer/chat-template.ts';
 import type { BeamOptions } from './beam-search.ts';
 import type { EngineOptions } from './engine.ts';
 import type { StepTotals } from './engine-stats.ts';
-import type { PromptToken, SampleEnd, TokenEvent } from './generation.ts';
+import type { PromptEnd, SampleEnd, TokenEvent } from './generation.ts';
 import type { GrammarSource } from './grammar-source.ts';
 import type { SamplingOptions } from './sampling-params.ts';
 
@@ -120,7 +120,7 @@ export type Reply =
       readonly kind: 'prompt';
       readonly id: number;
       readonly prompt: number;
-      readonly tokens: readonly PromptToken[];
+      readonly end: PromptEnd;
     }
   | { readonly kind: 'end'; readonly id: number; readonly prompt: number; readonly end: SampleEnd }
   | { readonly kind: 'stats'; readonly stats: EngineSnapshot }

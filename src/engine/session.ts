@@ -181,7 +181,7 @@ export class Session {
               constraint: constraints[prompt],
             },
             {
-              onPrompt: (tokens) => this.#outbox.push({ kind: 'prompt', id, prompt, tokens }),
+              onPrompt: (end) => this.#outbox.push({ kind: 'prompt', id, prompt, end }),
               onToken: (event) => this.#outbox.push({ kind: 'token', id, prompt, event }),
               onEnd: (end) => this.#outbox.push({ kind: 'end', id, prompt, end }),
               onDone: () => {

@@ -173,6 +173,8 @@ function bodyOf(parts: Parts, { body }: Route, request: Request): Promise<unknow
 
 function failure(parts: Parts, { promptField }: Route, request: string, error: unknown): ApiError {
   const known = toApiError(error, promptField);
+  const { status, code, param } = known;
+  parts.log.info({ request, status, code, param }, 'refused');
   if (!(error instanceof ApiError) && known.status >= 500) {
     parts.log.error({ request, err: error }, 'request failed');
   }

@@ -4,7 +4,7 @@
  */
 import { z } from 'zod';
 import { NAME_LENGTH, samplingFields } from './sampling-fields.ts';
-import { usageSchema } from './usage.ts';
+import { chunkUsageSchema, usageSchema } from './usage.ts';
 
 const textPart = z.strictObject({ type: z.literal('text'), text: z.string() });
 const content = z.union([z.string(), z.array(textPart).min(1)]);
@@ -142,5 +142,5 @@ export const chatChunk = z.object({
       finish_reason: finishReason.nullable(),
     }),
   ),
-  usage: usageSchema.nullable().optional(),
+  usage: chunkUsageSchema.nullable().optional(),
 });

@@ -16,10 +16,10 @@ import { chatLogprobs } from './logprobs.ts';
 import { knowsTools, templateMessages, withToolTexts } from './messages.ts';
 import { maxTokensOf, placementOf, servedModel } from './request-checks.ts';
 import { grammarOf, toolGrammar } from './response-format.ts';
-import { samplingOptions } from './sampling-fields.ts';
+import { samplingOptions, wantsRunningUsage } from './sampling-fields.ts';
 import { streamResponse } from './stream-response.ts';
 import { type Parsed, ToolCallReader, type ToolForm, toolForm } from './tool-calls.ts';
-import { type Usage, usageHeaders } from './usage.ts';
+import { runningUsage, type Usage, usageHeaders } from './usage.ts';
 
 /** What all answers and chunks of a request begin with. */
 interface Head {
@@ -185,8 +185,14 @@ async function beams(exchange: Exchange, chat: Chat): Promise<Response> {
 function stream(exchange: Exchange, chat: Chat, job: Job): Promise<Response> {
   const { body, head } = chat;
   return streamResponse(exchange, PROMPT, async (send) => {
-    const writer = new ChunkWriter(chat, (choice) =>
-      send({ ...head, object: 'chat.completion.chunk', choices: [choice] }),
+    const counts = wantsRunningUsage(body);
+    const writer = new ChunkWriter(chat, (choice, { progress }) =>
+      send({
+        ...head,
+        object: 'chat.completion.chunk',
+        choices: [choice],
+        ...(counts ? { usage: runningUsage(progress) } : {}),
+      }),
     );
     const usage = await runJob(exchange, job, (piece) => writer.add(withMarker(piece, chat)));
     if (body.stream_options?.include_usage) {
@@ -198,12 +204,12 @@ function stream(exchange: Exchange, chat: Chat, job: Job): Promise<Response> {
 /** Turns pieces into the chunks of a stream. */
 class ChunkWriter {
   readonly #chat: Chat;
-  readonly #send: (choice: object) => void;
+  readonly #send: (choice: object, piece: Piece) => void;
   readonly #readers = new Map<number, ToolCallReader>();
   readonly #begun = new Set<number>();
   readonly #calls = new Map<number, number>();
 
-  constructor(chat: Chat, send: (choice: object) => void) {
+  constructor(chat: Chat, send: (choice: object, piece: Piece) => void) {
     this.#chat = chat;
     this.#send = send;
   }
@@ -213,19 +219,19 @@ class ChunkWriter {
     const { body, model } = this.#chat;
     if (!this.#begun.has(choice)) {
       this.#begun.add(choice);
-      this.#chunk(choice, { role: 'assistant', content: '' });
+      this.#chunk(piece, { role: 'assistant', content: '' });
     }
     const logprobs = body.logprobs && detail !== null ? chatLogprobs([detail], model.texts) : null;
     const { text, calls } = this.#read(piece);
-    if (text !== '' || logprobs !== null) this.#chunk(choice, { content: text }, logprobs);
+    if (text !== '' || logprobs !== null) this.#chunk(piece, { content: text }, logprobs);
     if (calls.length > 0) {
       const first = this.#calls.get(choice) ?? 0;
       this.#calls.set(choice, first + calls.length);
       const toolCalls = calls.map((call, index) => ({ index: first + index, ...call }));
-      this.#chunk(choice, { tool_calls: toolCalls });
+      this.#chunk(piece, { tool_calls: toolCalls });
     }
     if (finishReason === null) return;
-    this.#chunk(choice, {}, null, reasonOf(finishReason, this.#calls.has(choice)));
+    this.#chunk(piece, {}, null, reasonOf(finishReason, this.#calls.has(choice)));
   }
 
   #read({ choice, text, finishReason }: Piece): Parsed {
@@ -243,11 +249,11 @@ class ChunkWriter {
   }
 
   #chunk(
-    index: number,
+    piece: Piece,
     delta: object,
     logprobs: object | null = null,
     finish_reason: string | null = null,
   ): void {
-    this.#send({ index, delta, logprobs, finish_reason });
+    this.#send({ index: piece.choice, delta, logprobs, finish_reason }, piece);
   }
 }

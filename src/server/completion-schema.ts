@@ -5,7 +5,7 @@
 import { z } from 'zod';
 import { responseFormat } from './chat-schema.ts';
 import { NAME_LENGTH, SAMPLES_PER_REQUEST, samplingFields } from './sampling-fields.ts';
-import { usageSchema } from './usage.ts';
+import { chunkUsageSchema, usageSchema } from './usage.ts';
 
 const PROMPTS_MAX = 256;
 const tokenIds = z.array(z.int().min(0).max(Number.MAX_SAFE_INTEGER)).min(1);
@@ -82,5 +82,5 @@ export const completionChunk = z.object({
       finish_reason: z.enum(['stop', 'length']).nullable(),
     }),
   ),
-  usage: usageSchema.nullable().optional(),
+  usage: chunkUsageSchema.nullable().optional(),
 });

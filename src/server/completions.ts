@@ -19,9 +19,9 @@ import { Choices, type Finished, type Job, type Piece, runJob } from './jobs.ts'
 import { completionLogprobs, joinLogprobs, promptLogprobs } from './logprobs.ts';
 import { maxTokensOf, placementOf, servedModel } from './request-checks.ts';
 import { grammarOf } from './response-format.ts';
-import { samplingOptions } from './sampling-fields.ts';
+import { samplingOptions, wantsRunningUsage } from './sampling-fields.ts';
 import { streamResponse } from './stream-response.ts';
-import { type Usage, usageHeaders } from './usage.ts';
+import { runningUsage, type Usage, usageHeaders } from './usage.ts';
 
 interface Head {
   readonly id: string;
@@ -205,10 +205,11 @@ async function beams(exchange: Exchange, plain: Plain): Promise<Response> {
 function stream(exchange: Exchange, plain: Plain, job: Job): Promise<Response> {
   const { body, head, echoes } = plain;
   const n = body.n ?? 1;
+  const counts = wantsRunningUsage(body);
   const offsets = new Map<number, number>();
   const prompts: PromptTokens[] = [];
   return streamResponse(exchange, PROMPT, async (send) => {
-    const chunk = ({ choice, text, detail, finishReason }: Piece): void => {
+    const chunk = ({ choice, text, detail, finishReason, progress }: Piece): void => {
       const prompt = Math.floor(choice / n);
       const isFirst = !offsets.has(choice);
       const echo = isFirst ? (echoes[prompt] ?? '') : '';
@@ -221,7 +222,7 @@ function stream(exchange: Exchange, plain: Plain, job: Job): Promise<Response> {
       offsets.set(choice, offset + length);
       if (echo + text === '' && logprobs === null && finishReason === null) return;
       const one = { index: choice, text: echo + text, logprobs, finish_reason: finishReason };
-      send({ ...head, choices: [one] });
+      send({ ...head, choices: [one], ...(counts ? { usage: runningUsage(progress) } : {}) });
     };
     const usage = await runJob(exchange, job, chunk, (prompt, tokens) => {
       prompts[prompt] = tokens;

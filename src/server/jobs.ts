@@ -3,13 +3,19 @@
  * @module
  */
 
-import type { FinishReason, PromptToken, SampleStats, TokenEvent } from '../engine/generation.ts';
+import type {
+  FinishReason,
+  PromptEnd,
+  PromptToken,
+  SampleStats,
+  TokenEvent,
+} from '../engine/generation.ts';
 import type { TokenDetail } from '../engine/generation-stream.ts';
 import type { GrammarSource } from '../engine/grammar-source.ts';
 import type { Placement, PromptSource } from '../engine/rpc.ts';
 import type { SamplingOptions } from '../engine/sampling-params.ts';
 import type { Exchange } from './exchange.ts';
-import { type Usage, UsageCounter } from './usage.ts';
+import { type Progress, type Usage, UsageCounter } from './usage.ts';
 
 export interface Job {
   readonly prompts: readonly PromptSource[];
@@ -27,6 +33,7 @@ export interface Piece {
   readonly token: number | null;
   readonly detail: TokenDetail | null;
   readonly finishReason: FinishReason | null;
+  readonly progress: Progress;
 }
 
 /** A finished choice. */
@@ -58,18 +65,32 @@ export async function runJob(
   const counter = new UsageCounter();
   const n = job.options.n ?? 1;
   const lastTokenMs = new Map<number, number>();
+  const prompts = new Map<number, PromptEnd>();
+  const newTokens = new Map<number, number>();
   const started = performance.now();
   await admitted(exchange, () =>
     host.call(
       { kind: 'generate', ...job },
       (reply) => {
         const { prompt } = reply;
-        if (reply.kind === 'prompt') return onPrompt(prompt, reply.tokens);
+        if (reply.kind === 'prompt') {
+          prompts.set(prompt, reply.end);
+          if (reply.end.tokens !== null) onPrompt(prompt, reply.end.tokens);
+          return;
+        }
+        const progressOf = (choice: number, more: number): Progress => {
+          const { promptTokens = 0, cachedTokens = 0 } = prompts.get(prompt) ?? {};
+          const count = (newTokens.get(choice) ?? 0) + more;
+          newTokens.set(choice, count);
+          return { promptTokens, cachedTokens, newTokens: count };
+        };
         if (reply.kind === 'end') {
           const { index, text, finishReason, stats } = reply.end;
           counter.add(reply.end);
           sampleDone(exchange, stats, finishReason, index === 0);
-          onPiece({ choice: prompt * n + index, text, token: null, detail: null, finishReason });
+          const choice = prompt * n + index;
+          const progress = progressOf(choice, 0);
+          onPiece({ choice, text, token: null, detail: null, finishReason, progress });
           return;
         }
         const { event } = reply;
@@ -83,7 +104,8 @@ export async function runJob(
         } else metrics.nextToken(now - last);
         recent.token(last === undefined ? null : now - last);
         const { text, token } = event;
-        onPiece({ choice, text, token, detail: detailOf(event), finishReason: null });
+        const progress = progressOf(choice, 1);
+        onPiece({ choice, text, token, detail: detailOf(event), finishReason: null, progress });
       },
       exchange.signal,
     ),

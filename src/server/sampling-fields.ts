@@ -42,7 +42,16 @@ export const samplingFields = {
   frequency_penalty: z.number().min(-2).max(2).nullish(),
   repetition_penalty: z.number().min(0.01).max(100).nullish(),
   stream: z.boolean().nullish(),
-  stream_options: z.strictObject({ include_usage: z.boolean().nullish() }).nullish(),
+  stream_options: z
+    .strictObject({
+      include_usage: z.boolean().nullish(),
+      continuous_usage_stats: z
+        .boolean()
+        .nullish()
+        .describe('With include_usage: every chunk says how far its choice is.'),
+      include_obfuscation: z.literal(false).nullish().describe('Chunks are never padded.'),
+    })
+    .nullish(),
   use_beam_search: z.boolean().nullish().describe('n beams instead of n samples.'),
   length_penalty: z.number().min(0).max(10).nullish().describe('Of beam search. Default 1.'),
   priority: z.int().min(-1000).max(1000).nullish().describe('Larger goes first. Default 0.'),
@@ -88,6 +97,10 @@ export function samplingOptions(body: SamplingFields, maxTokens: number): Sampli
     repetitionPenalty: body.repetition_penalty,
   }) as SamplingOptions;
 }
+
+/** Every chunk of a stream says how far its choice is, as vLLM has it. */
+export const wantsRunningUsage = ({ stream_options: options }: SamplingFields): boolean =>
+  options?.include_usage === true && options.continuous_usage_stats === true;
 
 /** Fields that beam search cannot honour. */
 const NOT_WITH_BEAMS = [

@@ -22,6 +22,27 @@ export const usageSchema = z.object({
 });
 export type Usage = z.output<typeof usageSchema>;
 
+/** Of a stream's chunk: what attention read is known at the end. */
+export const chunkUsageSchema = usageSchema.partial({ kv_cache: true });
+export type ChunkUsage = z.output<typeof chunkUsageSchema>;
+
+/** How far a choice is. */
+export interface Progress {
+  readonly promptTokens: number;
+  readonly cachedTokens: number;
+  readonly newTokens: number;
+}
+
+/** The usage of one choice so far, for streams that ask for it in every chunk. */
+export function runningUsage({ promptTokens, cachedTokens, newTokens }: Progress): ChunkUsage {
+  return {
+    prompt_tokens: promptTokens,
+    completion_tokens: newTokens,
+    total_tokens: promptTokens + newTokens,
+    prompt_tokens_details: { cached_tokens: cachedTokens },
+  };
+}
+
 /** Adds up the samples of a request. */
 export class UsageCounter {
   #prompt = 0;

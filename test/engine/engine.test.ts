@@ -61,8 +61,9 @@ function generate(
       ...init,
     },
     {
-      onPrompt: (tokens) => {
+      onPrompt: ({ tokens, promptTokens }) => {
         assert.ok(outcome.tokens.every(({ length }) => length === 0));
+        assert.equal(promptTokens, prompt.length);
         outcome.prompt = tokens;
       },
       onToken: ({ index, token, text }) => {

@@ -65,16 +65,24 @@ test('openai: a stream has the same text as the whole, and its usage', { skip },
   const stream = await openai.chat.completions.create({
     ...body,
     stream: true,
-    stream_options: { include_usage: true },
+    stream_options: { include_usage: true, continuous_usage_stats: true } as object,
   });
   let text = '';
   let usage: OpenAI.CompletionUsage | null = null;
+  const counts: number[] = [];
   const reasons: string[] = [];
   for await (const chunk of stream) {
     text += chunk.choices[0]?.delta.content ?? '';
     if (chunk.choices[0]?.finish_reason) reasons.push(chunk.choices[0].finish_reason);
     usage = chunk.usage ?? usage;
+    counts.push(usage?.completion_tokens ?? -1);
+    assert.equal(usage?.prompt_tokens, whole.usage?.prompt_tokens);
   }
+  assert.deepEqual(
+    counts,
+    [...counts].sort((a, b) => a - b),
+  );
+  assert.ok(counts[0] <= 1 && counts.length > 3);
   assert.equal(text, whole.choices[0].message.content);
   assert.deepEqual(reasons, [whole.choices[0].finish_reason]);
   assert.equal(usage?.completion_tokens, whole.usage?.completion_tokens);
