@@ -32,11 +32,11 @@ export async function loadKoffi(): Promise<Koffi> {
   }
 }
 
-/** The address of a shared buffer's first byte. */
+/** A buffer's address, by a view of one byte: one of all has at most 2^32 entries in Node 20. */
 export const addressWith =
   (koffi: Koffi) =>
   (buffer: SharedArrayBuffer): number =>
-    Number(koffi.address(new Uint8Array(buffer)));
+    Number(koffi.address(new Uint8Array(buffer, 0, 1)));
 
 /**
  * Binds every kernel of the table. A kernel that the library lacks throws when it is called;

@@ -5,7 +5,7 @@
  */
 import assert from 'node:assert/strict';
 import { copyFileSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
-import { arch, platform, tmpdir } from 'node:os';
+import { arch, freemem, platform, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { Worker } from 'node:worker_threads';
@@ -99,6 +99,19 @@ test('wasm memory ends at 4 GiB with a clear error', async () => {
   });
   const again = await openProvider((await createProvider({ provider: 'wasm' })).source, 0);
   assert.equal(again.kind, 'wasm');
+});
+
+const small = freemem() < 8 * 2 ** 30 ? 'too little memory' : false;
+test('native memory may be larger than one view can be', {
+  skip: noCompiler || small,
+}, async () => {
+  const { memory } = await createProvider({ provider: 'native' });
+  const bytes = 2 ** 32 + 2 ** 20;
+  const block = memory.alloc(bytes);
+  const last = memory.i32(block.address + bytes - 4, 1);
+  assert.equal(last[0], 0);
+  last[0] = 7;
+  assert.equal(memory.i32(block.address + bytes - 4, 1)[0], 7);
 });
 
 test('a damaged library in the cache is compiled again', { skip: noCompiler }, async () => {
