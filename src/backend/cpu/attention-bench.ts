@@ -143,9 +143,7 @@ export async function benchAttention(
     const bench = new Bench(provider, pool, pages, command.address);
     const rows: AttentionBenchRow[] = [];
     for (const [i, workload] of workloads.entries()) {
-      // A turn of the event loop lets signals arrive.
-      await new Promise((resolve) => setImmediate(resolve));
-      if (signal?.aborted) throw new FlashForgeError('aborted', 'interrupted');
+      await checkSignal(signal);
       const reason = reasons[i];
       const row =
         reason === null
@@ -158,6 +156,12 @@ export async function benchAttention(
   } finally {
     await pool.close();
   }
+}
+
+/** A turn of the event loop lets signals arrive. */
+async function checkSignal(signal: AbortSignal | undefined): Promise<void> {
+  await new Promise((resolve) => setImmediate(resolve));
+  if (signal?.aborted) throw new FlashForgeError('aborted', 'interrupted');
 }
 
 const NOT_MEASURED = {
@@ -281,10 +285,11 @@ class Bench {
       image.write(each, forest);
       return image.address;
     });
-    const [tree, alone] = this.#time(images);
+    const [tree, alone] = await this.#time(images, options.signal);
     const check = new AttentionCheck(memory, shape, layout, this.#pages.address, forest);
     let error = 0;
     for (const image of images) {
+      await checkSignal(options.signal);
       memory.f32(output, forest.rows * width).fill(Number.NaN);
       this.#run(image, 1);
       error = Math.max(error, check.largestError(query, output));
@@ -298,16 +303,20 @@ class Bench {
   }
 
   /** Median times of the images in us, measured in turn so that drift meets both. */
-  #time(images: readonly number[]): number[] {
+  async #time(images: readonly number[], signal: AbortSignal | undefined): Promise<number[]> {
     const samples: number[][] = images.map(() => []);
-    for (const image of images) this.#run(image, WARM_UPS);
+    for (const image of images) {
+      await checkSignal(signal);
+      this.#run(image, WARM_UPS);
+    }
     const start = performance.now();
     for (let i = 0; i < SAMPLES_MAX; i++) {
       if (i >= SAMPLES_MIN && performance.now() - start > BUDGET_MS) break;
-      images.forEach((image, j) => {
+      for (const [j, image] of images.entries()) {
+        await checkSignal(signal);
         // The first run after another kernel finds caches that are not its own.
         samples[j].push(...this.#run(image, 2).slice(1));
-      });
+      }
     }
     return samples.map(median);
   }
