@@ -81,6 +81,9 @@ export function makeApp(parts: Parts, version: string): App {
   return withHeaders(app, parts);
 }
 
+/** Characters of a path in the log: clients make them as long as they like. */
+const LOGGED_PATH = 200;
+
 /** What every answer carries, whoever made it; and the log line. */
 function withHeaders(inner: App, parts: Parts): App {
   const outer: App = new Hono();
@@ -96,7 +99,8 @@ function withHeaders(inner: App, parts: Parts): App {
     })) {
       headers.set(name, value);
     }
-    const { method, path } = c.req;
+    const { method } = c.req;
+    const path = c.req.path.slice(0, LOGGED_PATH);
     const ms = Math.round(performance.now() - started);
     const request = headers.get('x-request-id');
     // An open dashboard asks twice a second.

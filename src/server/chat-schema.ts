@@ -83,6 +83,8 @@ export const chatRequest = z.strictObject({
   response_format: responseFormat.nullish(),
   chat_template_kwargs: z.record(z.string(), z.unknown()).nullish(),
   add_generation_prompt: z.boolean().nullish(),
+  modalities: z.array(z.literal('text')).nullish(),
+  verbosity: z.unknown().optional().describe('Accepted and ignored.'),
   reasoning_effort: z.unknown().optional().describe('Accepted and ignored.'),
   prefix_id: z
     .string()

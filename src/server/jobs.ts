@@ -3,6 +3,7 @@
  * @module
  */
 
+import { FlashForgeError } from '../base/errors.ts';
 import type {
   FinishReason,
   PromptEnd,
@@ -14,6 +15,7 @@ import type { TokenDetail } from '../engine/generation-stream.ts';
 import type { GrammarSource } from '../engine/grammar-source.ts';
 import type { Placement, PromptSource } from '../engine/rpc.ts';
 import type { SamplingOptions } from '../engine/sampling-params.ts';
+import { badRequest } from './api-error.ts';
 import type { Exchange } from './exchange.ts';
 import { type Progress, type Usage, UsageCounter } from './usage.ts';
 
@@ -68,50 +70,60 @@ export async function runJob(
   const prompts = new Map<number, PromptEnd>();
   const newTokens = new Map<number, number>();
   const started = performance.now();
-  await admitted(exchange, () =>
-    host.call(
-      { kind: 'generate', ...job },
-      (reply) => {
-        const { prompt } = reply;
-        if (reply.kind === 'prompt') {
-          prompts.set(prompt, reply.end);
-          if (reply.end.tokens !== null) onPrompt(prompt, reply.end.tokens);
-          return;
-        }
-        const progressOf = (choice: number, more: number): Progress => {
-          const { promptTokens = 0, cachedTokens = 0 } = prompts.get(prompt) ?? {};
-          const count = (newTokens.get(choice) ?? 0) + more;
-          newTokens.set(choice, count);
-          return { promptTokens, cachedTokens, newTokens: count };
-        };
-        if (reply.kind === 'end') {
-          const { index, text, finishReason, stats } = reply.end;
-          counter.add(reply.end);
-          sampleDone(exchange, stats, finishReason, index === 0);
-          const choice = prompt * n + index;
-          const progress = progressOf(choice, 0);
-          onPiece({ choice, text, token: null, detail: null, finishReason, progress });
-          return;
-        }
-        const { event } = reply;
-        const choice = prompt * n + event.index;
-        const now = performance.now();
-        const last = lastTokenMs.get(choice);
-        lastTokenMs.set(choice, now);
-        if (last === undefined) {
-          metrics.firstToken(now - started);
-          recent.ttft(now - started);
-        } else metrics.nextToken(now - last);
-        recent.token(last === undefined ? null : now - last);
-        const { text, token } = event;
-        const progress = progressOf(choice, 1);
-        onPiece({ choice, text, token, detail: detailOf(event), finishReason: null, progress });
-      },
-      exchange.signal,
-    ),
-  );
+  await admitted(exchange, async () => {
+    try {
+      await host.call(
+        { kind: 'generate', ...job },
+        (reply) => {
+          const { prompt } = reply;
+          if (reply.kind === 'prompt') {
+            prompts.set(prompt, reply.end);
+            if (reply.end.tokens !== null) onPrompt(prompt, reply.end.tokens);
+            return;
+          }
+          const progressOf = (choice: number, more: number): Progress => {
+            const { promptTokens = 0, cachedTokens = 0 } = prompts.get(prompt) ?? {};
+            const count = (newTokens.get(choice) ?? 0) + more;
+            newTokens.set(choice, count);
+            return { promptTokens, cachedTokens, newTokens: count };
+          };
+          if (reply.kind === 'end') {
+            const { index, text, finishReason, stats } = reply.end;
+            counter.add(reply.end);
+            sampleDone(exchange, stats, finishReason, index === 0);
+            const choice = prompt * n + index;
+            const progress = progressOf(choice, 0);
+            onPiece({ choice, text, token: null, detail: null, finishReason, progress });
+            return;
+          }
+          const { event } = reply;
+          const choice = prompt * n + event.index;
+          const now = performance.now();
+          const last = lastTokenMs.get(choice);
+          lastTokenMs.set(choice, now);
+          if (last === undefined) {
+            metrics.firstToken(now - started);
+            recent.ttft(now - started);
+          } else metrics.nextToken(now - last);
+          recent.token(last === undefined ? null : now - last);
+          const { text, token } = event;
+          const progress = progressOf(choice, 1);
+          onPiece({ choice, text, token, detail: detailOf(event), finishReason: null, progress });
+        },
+        exchange.signal,
+      );
+    } catch (error) {
+      throw isGrammarError(error) && job.grammar?.kind === 'tags'
+        ? badRequest(error.message, 'tools', 'invalid_grammar')
+        : error;
+    }
+  });
   return counter.usage;
 }
+
+/** A schema that cannot be compiled; with forced tools it is one of theirs. */
+const isGrammarError = (error: unknown): error is FlashForgeError =>
+  error instanceof FlashForgeError && error.message.startsWith('the grammar ');
 
 /** Runs one call of the engine with a place in the queue. */
 export async function admitted<T>(exchange: Exchange, run: () => Promise<T>): Promise<T> {

@@ -21,7 +21,9 @@ export async function readBody(
     });
   }
   const bytes = await readBytes(request, limitBytes);
-  const result = schema.safeParse(parseJson(bytes), { reportInput: true });
+  const value = parseJson(bytes);
+  checkDepth(value);
+  const result = schema.safeParse(value, { reportInput: true });
   if (result.success) return result.data;
   throw fieldError(result.error.issues[0]);
 }
@@ -62,6 +64,18 @@ function parseJson(bytes: Uint8Array): unknown {
     const at = where === undefined ? '' : `, wrong at ${where}`;
     throw badRequest(`the body must be JSON${at}`, null, 'invalid_json');
   }
+}
+
+/** Far beyond any schema or message, and what every recursion over a body can bear. */
+const DEPTH_MAX = 100;
+
+function checkDepth(value: unknown, depth = 0): void {
+  if (typeof value !== 'object' || value === null) return;
+  const children: readonly unknown[] = Array.isArray(value) ? value : Object.values(value);
+  if (depth === DEPTH_MAX) {
+    throw badRequest(`the body must nest at most ${DEPTH_MAX} levels deep`, null, 'invalid_json');
+  }
+  for (const each of children) if (typeof each === 'object') checkDepth(each, depth + 1);
 }
 
 type Issue = z.core.$ZodIssue;

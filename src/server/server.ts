@@ -3,12 +3,13 @@
  * @module
  */
 import { readFileSync } from 'node:fs';
-import type { Server } from 'node:http';
+import type { Server, ServerResponse } from 'node:http';
 import type { AddressInfo, Socket } from 'node:net';
 import { dirname, join } from 'node:path';
 import { createAdaptorServer } from '@hono/node-server';
 import { FlashForgeError } from '../base/errors.ts';
 import { Admission } from './admission.ts';
+import { ApiError } from './api-error.ts';
 import { makeApp } from './app.ts';
 import { BranchStreams } from './dashboard/branch-streams.ts';
 import { EngineHost, type HostState } from './engine-host.ts';
@@ -127,6 +128,12 @@ export async function startServer(options: ServerOptions = {}): Promise<ApiServe
   }) as Server;
   http.maxConnections = CONNECTIONS_MAX;
   http.on('clientError', refuse);
+  http.on('checkExpectation', (_, response: ServerResponse) => {
+    const { status, body } = new ApiError(417, 'only 100-continue may be expected', {
+      code: 'invalid_http',
+    });
+    response.writeHead(status, { 'content-type': 'application/json' }).end(JSON.stringify(body));
+  });
   try {
     await listen(http, settings.host, settings.port);
   } catch (cause) {

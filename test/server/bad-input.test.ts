@@ -87,6 +87,10 @@ const CHAT: [object, number, string | null][] = [
   [{ tools: [{ type: 'function' }] }, 400, 'tools[0].function'],
   [{ tools: [tool], tool_choice: named('g') }, 400, 'tool_choice.function.name'],
   [{ tool_choice: 'required' }, 400, 'tool_choice'],
+  [{ tools: [withParameters({ type: 'odd' })], tool_choice: 'required' }, 400, 'tools'],
+  [{ modalities: ['audio'] }, 400, 'modalities[0]'],
+  [{ response_format: schema(deep(90)) }, 400, 'response_format'],
+  [{ response_format: schema(deep(1000)) }, 400, null],
   [{ response_format: { type: 'xml' } }, 400, 'response_format.type'],
   [{ response_format: { type: 'json_schema' } }, 400, 'response_format.json_schema'],
   [{ response_format: schema({ type: 'nonsense' }) }, 400, 'response_format'],
@@ -95,6 +99,16 @@ const CHAT: [object, number, string | null][] = [
   [{ use_beam_search: true, n: 100 }, 400, 'n'],
   [{ use_beam_search: true, top_k: 3 }, 400, 'top_k'],
 ];
+
+function withParameters(parameters: object) {
+  return { type: 'function', function: { name: 'f', parameters } };
+}
+
+function deep(levels: number): object {
+  let inner = {};
+  for (let level = 0; level < levels; level++) inner = { items: inner };
+  return inner;
+}
 
 function named(name: string) {
   return { type: 'function', function: { name } };
@@ -180,6 +194,7 @@ test('bodies that are no JSON, no UTF-8, too large or of another type', async ()
   assertError(await send('[]'), 400);
   assertError(await send('null'), 400);
   assertError(await send(`${'['.repeat(20_000)}`), 400);
+  assertError(await send(`{"prompt":${'['.repeat(20_000)}${']'.repeat(20_000)}}`), 400, null);
   assertError(await send(Buffer.from([0x7b, 0x22, 0xff, 0xfe, 0x22, 0x7d])), 400, null);
   assertError(await send('{"model":"test","prompt":"x"}', 'text/plain'), 415);
   assertError(await send(`{"prompt":"${'x'.repeat(2 ** 20)}"}`), 413);
@@ -201,6 +216,8 @@ test('other methods, other hosts and what is no HTTP', async () => {
   const rebound = await raw(`GET /v1/models HTTP/1.1\r\nHost: evil.example:${port}\r\n\r\n`);
   assert.match(rebound, /^HTTP\/1.1 403 /);
   assert.match(await raw('complete nonsense\r\n\r\n'), /^HTTP\/1.1 400 [\s\S]*"invalid_http"/);
+  const expect = 'GET / HTTP/1.1\r\nHost: localhost\r\nExpect: miracles\r\n\r\n';
+  assert.match(await raw(expect), /^HTTP\/1.1 417 [\s\S]*"invalid_http"/);
   const many = `GET / HTTP/1.1\r\nHost: localhost\r\nX: ${'y'.repeat(20_000)}\r\n\r\n`;
   assert.match(await raw(many), /^HTTP\/1.1 431 /);
 });

@@ -49,7 +49,7 @@ function assertClose(found: readonly (number | null)[], wanted: readonly number[
   const gaps = wanted.map((each, at) => Math.abs(each - found[at]!));
   assert.ok(Math.max(0, ...gaps) < 0.2, `gap of ${Math.max(...gaps)}`);
   const square = gaps.reduce((sum, gap) => sum + gap * gap, 0);
-  assert.ok(Math.sqrt(square / Math.max(1, gaps.length)) < 0.01, `rms over ${gaps.length}`);
+  assert.ok(Math.sqrt(square / Math.max(1, gaps.length)) < 0.05, `rms over ${gaps.length}`);
 }
 
 /** What the model says of each token by teacher forcing: one completion of one token a position. */
