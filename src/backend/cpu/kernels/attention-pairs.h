@@ -1,6 +1,6 @@
 /*
- * KV pages of 16-bit integers. Processors with an instruction for it multiply two pairs of them in
- * the time of one float32 multiply-add, and their sums are exact.
+ * KV pages of 16-bit integers. x86 multiplies pairs of them in the time of one float32 multiply-add
+ * (VNNI) or little more, nothing is converted, and sums are exact.
  *
  * A page holds pairs of numbers that are summed up together: K as (headDim / 2, 64 keys, 2), V as
  * (32 pairs of keys, headDim, 2), and behind each its scales, one a key: number = integer * scale.
@@ -19,8 +19,8 @@ static const float NORM = 46000.0f, PEAK = 32767.0f, PROBABILITY_SUM = 32767.0f;
 /* Numbers below this are zeros: their inverse would not be finite. */
 static const float LEAST_PEAK = 1e-30f;
 
-/* Whether integers are faster than float32. */
-#if (defined(FF_AVX512) && defined(__AVX512VNNI__)) || (defined(FF_AVX2) && defined(__AVXVNNI__))
+/* Whether integers are faster than float32. In WebAssembly they are not for a single request. */
+#if defined(FF_AVX512) || defined(FF_AVX2)
 #define FF_FAST_PAIRS 1
 #endif
 
