@@ -232,14 +232,18 @@ export class Generation implements SequenceOwner {
   }
 
   #draw(sample: Sample, row: LogitsRow, mask: Uint8Array | null): void {
-    const drawn = sample.sampler.sample(row.logits, row.argmax, row.logSumExp, mask);
+    const { minTokens } = this.#init.params;
+    const allowed = sample.tokens.length < minTokens ? this.#withoutStops(row, mask) : mask;
+    const drawn = sample.sampler.sample(row.logits, row.argmax, row.logSumExp, allowed);
     if (this.#stopIds.has(drawn.token)) {
       this.#finish(sample, 'stop', endOfText(sample).text);
       return;
     }
     sample.tokens.push(drawn.token);
     this.#init.constraint?.accept(sample.index, drawn.token);
-    const { text, stopped } = sample.stops.push(sample.text?.push(drawn.token) ?? '');
+    const piece = sample.text?.push(drawn.token) ?? '';
+    const { text, stopped } =
+      sample.tokens.length < minTokens ? { text: piece, stopped: false } : sample.stops.push(piece);
     this.#sink.onToken({
       index: sample.index,
       token: drawn.token,
@@ -253,6 +257,14 @@ export class Generation implements SequenceOwner {
       const { text, stopped } = endOfText(sample);
       this.#finish(sample, stopped ? 'stop' : 'length', text);
     }
+  }
+
+  /** Stop tokens are out, unless a grammar leaves nothing else. */
+  #withoutStops({ logits }: LogitsRow, mask: Uint8Array | null): Uint8Array | null {
+    if (this.#stopIds.size === 0) return mask;
+    const without = mask?.slice() ?? new Uint8Array(logits.length).fill(1);
+    for (const id of this.#stopIds) without[id] = 0;
+    return without.includes(1) ? without : mask;
   }
 
   #finish(sample: Sample, finishReason: FinishReason, text: string): void {

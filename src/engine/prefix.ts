@@ -18,6 +18,9 @@ import {
 import type { Sampled, TokenLogprob } from './sampler.ts';
 import type { SamplingOptions } from './sampling-params.ts';
 
+/** What says when to end, or asks about the prompt, has no meaning for a single token. */
+type OfGenerations = 'n' | 'maxTokens' | 'minTokens' | 'stop' | 'promptLogprobs';
+
 export class Prefix {
   readonly #client: EngineClient;
   readonly #vocab: number;
@@ -85,9 +88,7 @@ export class Prefix {
   }
 
   /** Draws a next token without appending it; each call draws from a stream of its own. */
-  async sample(
-    options: Omit<SamplingOptions, 'n' | 'maxTokens' | 'stop' | 'promptLogprobs'> = {},
-  ): Promise<Sampled> {
+  async sample(options: Omit<SamplingOptions, OfGenerations> = {}): Promise<Sampled> {
     const call = { kind: 'sample', branch: this.#use(), options, sample: this.#samples++ } as const;
     return (await this.#client.call(call)) as Sampled;
   }

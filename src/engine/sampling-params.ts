@@ -9,6 +9,8 @@ import { checkInteger, checkNumber, FlashForgeError, show } from '../base/errors
 export interface SamplingOptions {
   /** Most new tokens; default 256. 0 only computes the prompt. */
   readonly maxTokens?: number;
+  /** Neither a stop token nor a stop string ends a sample before this many tokens; default 0. */
+  readonly minTokens?: number;
   /** 0 = greedy (the default); above, the softmax temperature. */
   readonly temperature?: number;
   /** Keep the k most likely tokens; 0 = all. */
@@ -47,6 +49,7 @@ export interface SamplingOptions {
 /** Checked options with every default filled in. */
 export interface SamplingParams {
   readonly maxTokens: number;
+  readonly minTokens: number;
   readonly temperature: number;
   readonly topK: number;
   readonly topP: number;
@@ -68,6 +71,7 @@ export interface SamplingParams {
 /** Names of all options, for messages about unknown ones. */
 export const SAMPLING_FIELDS: readonly (keyof SamplingOptions)[] = [
   'maxTokens',
+  'minTokens',
   'temperature',
   'topK',
   'topP',
@@ -113,8 +117,10 @@ export function samplingParams(options: SamplingOptions, vocab: number): Samplin
   if (topP === 0) throw new FlashForgeError('request', 'topP must be above 0 and at most 1, got 0');
   const repetitionPenalty = number('repetitionPenalty', 1, PENALTY_MIN, 100);
   const temperature = number('temperature', 0, 0, 100);
+  const maxTokens = integer('maxTokens', DEFAULT_MAX_TOKENS, 0);
   return {
-    maxTokens: integer('maxTokens', DEFAULT_MAX_TOKENS, 0),
+    maxTokens,
+    minTokens: integer('minTokens', 0, 0, maxTokens),
     temperature: temperature < TEMPERATURE_MIN ? 0 : temperature,
     topK: integer('topK', 0, 0),
     topP,

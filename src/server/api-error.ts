@@ -57,6 +57,7 @@ export const badRequest = (message: string, param?: string | null, code?: string
 /** Engine options as the API names them. */
 const API_NAMES: Readonly<Record<string, string>> = {
   maxTokens: 'max_tokens',
+  minTokens: 'min_tokens',
   topK: 'top_k',
   topP: 'top_p',
   minP: 'min_p',

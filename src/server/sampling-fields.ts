@@ -22,6 +22,7 @@ const ignored = z.unknown().optional().describe('Accepted and ignored.');
 /** `z.strictObject` shapes are spread into the requests, so that unknown fields are refused. */
 export const samplingFields = {
   max_tokens: z.int().min(1).max(INTEGER_MAX).nullish().describe('Most new tokens a sample.'),
+  min_tokens: z.int().min(0).max(INTEGER_MAX).nullish().describe('No end before these. Default 0.'),
   temperature: z.number().min(0).max(2).nullish().describe('0 = greedy. Default 1.'),
   top_p: z.number().gt(0).max(1).nullish(),
   top_k: z.int().min(-1).max(INTEGER_MAX).nullish().describe('0 and -1 = all.'),
@@ -82,6 +83,7 @@ function given<T extends object>(options: T): { [K in keyof T]: Exclude<T[K], nu
 export function samplingOptions(body: SamplingFields, maxTokens: number): SamplingOptions {
   return given({
     maxTokens,
+    minTokens: body.min_tokens,
     temperature: body.temperature ?? 1,
     topP: body.top_p,
     topK: body.top_k === -1 ? 0 : body.top_k,
@@ -108,6 +110,7 @@ const NOT_WITH_BEAMS = [
   'stop',
   'stop_token_ids',
   'ignore_eos',
+  'min_tokens',
   'logit_bias',
   'top_p',
   'top_k',

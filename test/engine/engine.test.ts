@@ -189,6 +189,25 @@ test('random trees, small caches: every greedy output is the model own, tree or 
   );
 });
 
+test('no stop token and no stop string before minTokens', async () => {
+  const engine = new Engine(new FakeRunner({ vocab: 3 }));
+  const text = () => ({ push: (token: number) => 'abc'[token], end: () => '' });
+  const init = { eosIds: new Set([0, 1]), text };
+  const options = { maxTokens: 40, temperature: 1, n: 16, seed: 3, stop: 'c' };
+  const early = generate(engine, [1, 2], options, init);
+  const late = generate(engine, [1, 2], { ...options, minTokens: 12 }, init);
+  const full = generate(engine, [1, 2], { ...options, minTokens: 40 }, init);
+  await runAll(engine);
+  assert.ok(early.tokens.some((tokens) => tokens.length < 12));
+  for (const [index, tokens] of late.tokens.entries()) {
+    assert.ok(tokens.length >= 12);
+    assert.deepEqual(tokens.slice(0, 11), Array(11).fill(2), 'all others would have ended it');
+    assert.equal(late.reasons[index], 'stop');
+  }
+  for (const tokens of full.tokens) assert.equal(tokens.length, 40);
+  assert.throws(() => generate(engine, [1], { maxTokens: 4, minTokens: 5 }), /minTokens.*4.*5/);
+});
+
 test('a seed gives the same tokens alone, in a batch, and after preemption', async () => {
   const options = { temperature: 1, seed: 5, n: 3, maxTokens: 20 };
   const alone = new Engine(new FakeRunner());

@@ -56,6 +56,7 @@ const CHAT: [object, number, string | null][] = [
   [{ messages: user(long) }, 400, 'messages'],
   [{ max_tokens: 0 }, 400, 'max_tokens'],
   [{ max_tokens: -1 }, 400, 'max_tokens'],
+  [{ min_tokens: 3 }, 400, 'min_tokens'],
   [{ max_tokens: 1.5 }, 400, 'max_tokens'],
   [{ max_tokens: 1e300 }, 400, 'max_tokens'],
   [{ max_completion_tokens: CONTEXT + 1 }, 400, 'max_completion_tokens'],
