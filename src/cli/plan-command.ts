@@ -57,7 +57,7 @@ export const planCommand: Command = {
       scheduling: !given.has('no-scheduling'),
     };
     const planned: PlannedWorkload[] = [];
-    for (const workload of await readWorkloadFile(path)) {
+    for (const workload of readWorkloadFile(path)) {
       // A turn of the event loop lets signals arrive.
       await new Promise((resolve) => setImmediate(resolve));
       context.signal.throwIfAborted();

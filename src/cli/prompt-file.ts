@@ -2,10 +2,9 @@
  * Prompts as the command line gives them: one text, or a file with one prompt a line or JSONL.
  * @module
  */
-import { readFileSync } from 'node:fs';
 import { FlashForgeError, show } from '../base/errors.ts';
-import { fileReason } from '../base/file-errors.ts';
 import type { ChatMessage } from '../tokenizer/chat-template.ts';
+import { readTextFile } from './read-text.ts';
 
 /** A plain text goes to the model as it is; messages go through the model's chat template. */
 export type Prompt = { readonly text: string } | { readonly messages: readonly ChatMessage[] };
@@ -76,9 +75,9 @@ export function withPrefix(prefix: string, prompt: Prompt): Prompt {
 /** @throws FlashForgeError 'input' when the file cannot be read. */
 export function readText(path: string, option: string): string {
   try {
-    return new TextDecoder('utf-8', { fatal: true }).decode(readFileSync(path));
+    return readTextFile(path);
   } catch (cause) {
-    const reason = cause instanceof TypeError ? 'it is not UTF-8 text' : fileReason(cause);
+    const reason = (cause as Error).message;
     throw new FlashForgeError('input', `${option} ${path} cannot be read: ${reason}`, { cause });
   }
 }

@@ -3,6 +3,7 @@
  * @module
  */
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { devNull, platform } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { temporaryFolder } from '../helpers/fixtures.ts';
@@ -56,6 +57,7 @@ test('model files that are damaged or not supported', async () => {
     [unknown, /architecture.*"?mamba/],
     [emptyFolder, /neither config\.json/],
     [badShapes, /shape|columns|rows|features|512/],
+    [devNull, /model ".*" must be a \.gguf file or a directory|is no file or directory/],
     ['hf:nonsense', /model reference "hf:nonsense" must be hf:owner\/repo/],
     ['pip:x', /model reference "pip:x" must be pip:package==version/],
     ['hf:owner/not-in-the-cache', /not in the cache/],
@@ -118,6 +120,12 @@ test('prompt files that are missing, empty or malformed', async () => {
           assertFails(['generate', '--prompts', path], FAILED, message),
     ),
   );
+});
+
+test('files without an end are not read to the end', { skip: platform() === 'win32' }, async () => {
+  const endless = /\/dev\/zero cannot be read: it has more than 268435456 bytes/;
+  await assertFails(['generate', '--prompts', '/dev/zero'], FAILED, endless);
+  await assertFails(['plan', '--workload', '/dev/zero'], FAILED, endless);
 });
 
 test('workloads that are no trees', async () => {

@@ -40,6 +40,7 @@ const WRONG: readonly (readonly [string[], RegExp])[] = [
   [['pull'], /pull needs REF/],
   [['inspect', 'a', 'b'], /inspect takes no argument "b"/],
   [['inspect', 'a', '--json', '/nowhere/at/all.json'], /--json cannot write .*does not exist/],
+  [['doctor', '--json', '--jsno'], /unknown option "--jsno" for doctor/],
   [['doctor', '--json', ''], /--json must be a file or -/],
   [['plan'], /--workload FILE is needed/],
   [['plan', '--workload', 'x', '--workers', '0'], /--?workers must be an integer .*got "?0/],
