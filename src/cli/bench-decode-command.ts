@@ -100,6 +100,7 @@ async function run(context: Context, given: Arguments): Promise<void> {
       provider: runner.provider,
       model: model.reference,
       logit_error: LOGIT_ERROR[runner.device],
+      token_bytes: runner.tokenBytes,
       cases: results,
     });
   } finally {

@@ -82,7 +82,7 @@ test('bench decode: fields of the report, tree against flat', async () => {
     ...['bench', 'decode', '--model', model, ...sizes, '--both', '--json'],
   ]);
   assert.equal(code, 0, stderr);
-  const { device, provider, cases } = JSON.parse(stdout);
+  const { device, provider, cases, token_bytes: tokenBytes } = JSON.parse(stdout);
   assert.equal(device, 'cpu');
   assert.equal(typeof provider, 'string');
   assert.deepEqual(
@@ -92,8 +92,9 @@ test('bench decode: fields of the report, tree against flat', async () => {
       [130, 3],
     ],
   );
-  // 2 layers, 2 KV heads of 64, K and V in 2 bytes; suffixes of 6 tokens, steps 3 to 5 of each.
-  const tokenBytes = 2 * 2 * 64 * 2 * 2;
+  // 2 layers, 2 KV heads of 64, K and V in 2 bytes, with a scale of 4 bytes where they are integers.
+  assert.ok([2 * 2 * 2 * 64 * 2, 2 * 2 * 2 * (64 * 2 + 4)].includes(tokenBytes), tokenBytes);
+  // Suffixes of 6 tokens, steps 3 to 5 of each.
   const own = 6 + 4;
   assert.equal(cases[1].tree.kv_bytes, (130 + 3 * own) * tokenBytes);
   assert.equal(cases[1].flat.kv_bytes, 3 * (130 + own) * tokenBytes);
