@@ -55,18 +55,17 @@ const toolChoice = z.union([
   z.strictObject({ type: z.literal('function'), function: z.strictObject({ name: toolName }) }),
 ]);
 
+export const namedSchema = z.strictObject({
+  name: z.string().regex(/^[A-Za-z0-9_-]{1,64}$/),
+  description: z.string().nullish(),
+  schema: jsonSchema,
+  strict: z.boolean().nullish(),
+});
+
 export const responseFormat = z.discriminatedUnion('type', [
   z.strictObject({ type: z.literal('text') }),
   z.strictObject({ type: z.literal('json_object') }),
-  z.strictObject({
-    type: z.literal('json_schema'),
-    json_schema: z.strictObject({
-      name: z.string().regex(/^[A-Za-z0-9_-]{1,64}$/),
-      description: z.string().nullish(),
-      schema: jsonSchema,
-      strict: z.boolean().nullish(),
-    }),
-  }),
+  z.strictObject({ type: z.literal('json_schema'), json_schema: namedSchema }),
 ]);
 export type ResponseFormat = z.output<typeof responseFormat>;
 

@@ -51,6 +51,7 @@ export async function chatCompletions(exchange: Exchange): Promise<Response> {
     options: chat.options,
     placement: placementOf(exchange, body),
     grammar: chat.grammar,
+    grammarField: chat.grammar?.kind === 'tags' ? 'tools' : undefined,
   };
   if (body.stream) return stream(exchange, chat, job);
   const choices = new Choices(body.n ?? 1);

@@ -25,6 +25,8 @@ export interface Job {
   readonly placement: Placement;
   /** What the text must conform to. */
   readonly grammar?: GrammarSource | undefined;
+  /** The request's field that the grammar comes from; default 'response_format'. */
+  readonly grammarField?: string | undefined;
 }
 
 /** A piece of one choice; `choice` counts over prompts and their samples. */
@@ -113,15 +115,13 @@ export async function runJob(
         exchange.signal,
       );
     } catch (error) {
-      throw isGrammarError(error) && job.grammar?.kind === 'tags'
-        ? badRequest(error.message, 'tools', 'invalid_grammar')
-        : error;
+      if (!isGrammarError(error)) throw error;
+      throw badRequest(error.message, job.grammarField ?? 'response_format', 'invalid_grammar');
     }
   });
   return counter.usage;
 }
 
-/** A schema that cannot be compiled; with forced tools it is one of theirs. */
 const isGrammarError = (error: unknown): error is FlashForgeError =>
   error instanceof FlashForgeError && error.message.startsWith('the grammar ');
 

@@ -3,6 +3,7 @@
  * @module
  */
 import { z } from 'zod';
+import { namedSchema } from './chat-schema.ts';
 import { NAME_LENGTH, samplingFields } from './sampling-fields.ts';
 
 const inputPart = z.strictObject({
@@ -19,10 +20,17 @@ const inputItem = z.strictObject({
   content: z.union([z.string(), z.array(inputPart).min(1)]),
 });
 
+const format = z.discriminatedUnion('type', [
+  z.strictObject({ type: z.literal('text') }),
+  z.strictObject({ type: z.literal('json_object') }),
+  z.strictObject({ type: z.literal('json_schema'), ...namedSchema.shape }),
+]);
+
 export const responsesRequest = z.strictObject({
   model: z.string(),
   input: z.union([z.string().min(1), z.array(inputItem).min(1)]),
   instructions: z.string().nullish().describe('A system message before the input.'),
+  text: z.strictObject({ format: format.nullish(), verbosity: z.unknown().optional() }).nullish(),
   max_output_tokens: samplingFields.max_tokens,
   temperature: samplingFields.temperature,
   top_p: samplingFields.top_p,
@@ -66,7 +74,7 @@ export const responsesBody = z.object({
   previous_response_id: z.null(),
   store: z.literal(false),
   temperature: z.number(),
-  text: z.object({ format: z.object({ type: z.literal('text') }) }),
+  text: z.object({ format: z.union([format, z.looseObject({ type: z.string() })]) }),
   tool_choice: z.literal('none'),
   tools: z.array(z.never()),
   top_p: z.number(),

@@ -3,6 +3,7 @@
  * @module
  */
 import type { FinishReason } from '../engine/generation.ts';
+import type { GrammarSource } from '../engine/grammar-source.ts';
 import type { ChatMessage } from '../tokenizer/chat-template.ts';
 import type { Exchange } from './exchange.ts';
 import { type Job, runJob } from './jobs.ts';
@@ -26,6 +27,8 @@ export async function responses(exchange: Exchange): Promise<Response> {
       topP: body.top_p ?? 1,
     },
     placement: placementOf(exchange, body),
+    grammar: grammarOf(body.text?.format),
+    grammarField: 'text.format',
   };
   const begun = begin(exchange, body, model.names[0]);
   if (body.stream) {
@@ -40,6 +43,19 @@ export async function responses(exchange: Exchange): Promise<Response> {
   return Response.json(finish(begun, exchange.id, text, reason, usage), {
     headers: usageHeaders(usage),
   });
+}
+
+function grammarOf(
+  format: NonNullable<ResponsesRequest['text']>['format'],
+): GrammarSource | undefined {
+  switch (format?.type) {
+    case 'json_object':
+      return { kind: 'json' };
+    case 'json_schema':
+      return { kind: 'schema', schema: format.schema };
+    default:
+      return undefined;
+  }
 }
 
 function messagesOf({ instructions, input }: ResponsesRequest): ChatMessage[] {
@@ -68,7 +84,7 @@ function begin(exchange: Exchange, body: ResponsesRequest, model: string): Respo
     previous_response_id: null,
     store: false,
     temperature: body.temperature ?? 1,
-    text: { format: { type: 'text' } },
+    text: { format: body.text?.format ?? { type: 'text' } },
     tool_choice: 'none',
     tools: [],
     top_p: body.top_p ?? 1,

@@ -156,6 +156,8 @@ test('completions: each wrong field is named', async () => {
   }
 });
 
+const badText = { format: { type: 'json_schema', name: 'x', schema: { type: 'odd' } } };
+
 test('prefixes, tokens and what is not offered', async () => {
   const bad: [string, unknown, number, string | null][] = [
     ['/v1/prefixes', {}, 400, 'text'],
@@ -172,6 +174,7 @@ test('prefixes, tokens and what is not offered', async () => {
     ['/v1/responses', { model: 'test', input: long }, 400, 'input'],
     ['/v1/responses', { model: 'x', input: 'x' }, 404, 'model'],
     ['/v1/responses', { model: 'test', input: 'x', tools: [] }, 400, 'tools'],
+    ['/v1/responses', { model: 'test', input: 'x', text: badText }, 400, 'text.format'],
     ['/tokenize', {}, 400, 'prompt'],
     ['/tokenize', { model: 'other', prompt: 'x' }, 404, 'model'],
     ['/detokenize', { tokens: [1e7] }, 400, 'tokens[0]'],

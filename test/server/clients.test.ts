@@ -253,6 +253,13 @@ test('openai: responses, whole and as a stream', { skip }, async () => {
   assert.ok(whole.output_text.length > 0);
   assert.match(whole.status ?? '', /^(completed|incomplete)$/);
   assert.ok((whole.usage?.output_tokens ?? 0) > 0);
+  const format = {
+    type: 'json_schema' as const,
+    name: 'answer',
+    schema: { enum: ['yes', 'no'] },
+  };
+  const constrained = await openai.responses.create({ ...body, text: { format } });
+  assert.match(constrained.output_text, /^"(yes|no)"$/);
   const input = [
     { role: 'user' as const, content: [{ type: 'input_text' as const, text: 'Say hello.' }] },
     { role: 'assistant' as const, content: 'Hello.' },
