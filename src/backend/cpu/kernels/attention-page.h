@@ -59,9 +59,9 @@ struct page {
 struct plane {
   const char *data;
   int type;
-  const char *next; /* to prefetch as this is read, integers in parts; may be null */
-  isize part, parts;
-  float *copy; /* where to leave a copy in f32; may be null */
+  const char *next;  /* to prefetch as this is read; may be null */
+  isize part, parts; /* of it, with integers */
+  float *copy;       /* where to leave a copy in f32; may be null */
 };
 
 /* The scales behind the integers of a K or V page. */
@@ -174,16 +174,14 @@ FF_INLINE void prefetch_part(const char *from, isize bytes, isize part, isize pa
     __builtin_prefetch(from + i, 0, 3);
 }
 
-/* K or V before the first of `blocks` blocks reads it. */
-FF_INLINE struct plane first_plane(const struct item *it, const struct page *p, const char *data,
-                                   isize blocks) {
+/* K or V as the tiles of `blocks` blocks read it and prefetch the next. */
+FF_INLINE struct plane open_plane(const struct item *it, const struct page *p, const char *data,
+                                  isize blocks) {
   struct plane plane = {.data = data, .type = it->kv_type, .parts = blocks};
   if (!PREFETCHES || p->next_offset == 0) return plane;
-  if (it->kv_type == FF_KV_I16) {
-    const float *next = scales(data + p->next_offset, it->head_dim);
-    prefetch_part((const char *)next, PAGE * sizeof(float), 0, 1);
-  }
-  if (it->kv_type == FF_KV_I16 || blocks == 1) plane.next = data + p->next_offset;
+  plane.next = data + p->next_offset;
+  if (it->kv_type == FF_KV_I16)
+    prefetch_part((const char *)scales(plane.next, it->head_dim), PAGE * sizeof(float), 0, 1);
   return plane;
 }
 
@@ -213,7 +211,7 @@ static void attend_wide(const struct item *it, const struct page *p, const char 
                         const char *values, isize begin, isize end, isize blocks) {
   for (int pass = 0; pass < 2; pass++) {
     const char *data = pass == 0 ? keys : values;
-    struct plane plane = first_plane(it, p, data, blocks);
+    struct plane plane = {.data = data, .type = it->kv_type};
     if (p->masked)
       widen(it, &plane);
     else
@@ -246,8 +244,8 @@ static void attend_page(const struct item *it, struct page *p, const char *keys,
     return;
   }
   p->value_scale = it->kv_type == FF_KV_I16 ? scales(values, it->head_dim) : 0;
-  struct plane key_plane = first_plane(it, p, keys, blocks);
-  struct plane value_plane = first_plane(it, p, values, blocks);
+  struct plane key_plane = open_plane(it, p, keys, blocks);
+  struct plane value_plane = open_plane(it, p, values, blocks);
   for (isize b = 0; b < blocks; b++) {
     struct block own = block_of(begin, end, b, blocks);
     key_plane.part = value_plane.part = b;
@@ -255,6 +253,7 @@ static void attend_page(const struct item *it, struct page *p, const char *keys,
     if (seen.low < seen.high)
       output_block(it, &value_plane, own.vector, own.rows, it->score, seen);
     if (p->ends_chunk) end_chunk(it, own.vector, own.rows);
+    if (it->kv_type != FF_KV_I16) key_plane.next = value_plane.next = 0;
   }
 }
 

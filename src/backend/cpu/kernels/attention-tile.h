@@ -49,7 +49,7 @@ struct tile_args {
   const float *alpha;
   isize begin;
   isize end;
-  /* What to prefetch while reading B, laid out as B is; may be null. Of integers, this part. */
+  /* What to prefetch while reading B, laid out as B is; may be null. Of integers only a part. */
   const char *next;
   isize part, parts;
   /* Integers: (rows) what sums are scaled by, and (columns) the same if C starts at 0. */
