@@ -36,7 +36,7 @@ export class EventStream {
 
   /** Sends one event; after the end it does nothing. */
   send(value: unknown): void {
-    this.#write(`data: ${JSON.stringify(value)}\n\n`);
+    this.#write(`data: ${oneLine(JSON.stringify(value))}\n\n`);
   }
 
   /** Sends OpenAI's last event and ends the stream. */
@@ -66,4 +66,14 @@ export class EventStream {
     this.#close();
     this.#onGone(why);
   }
+}
+
+/**
+ * Characters that JSON leaves as they are and that some clients take for the end of a line, as
+ * Python's str.splitlines does: NEL and the separators of lines and paragraphs.
+ */
+const LINE_ENDS = /[\u0085\u2028\u2029]/g;
+
+function oneLine(json: string): string {
+  return json.replace(LINE_ENDS, (end) => `\\u${end.charCodeAt(0).toString(16).padStart(4, '0')}`);
 }

@@ -50,9 +50,15 @@ test('event stream: what is not read is bounded, and the reader is told off once
 
   const read = new EventStream(1000, (why) => gone.push(why));
   read.send({ a: 1 });
+  read.send({ text: 'a\u0085b\u2028c\u2029d\n' });
   read.end();
   read.send({ a: 2 });
-  assert.equal(await new Response(read.body).text(), 'data: {"a":1}\n\ndata: [DONE]\n\n');
+  // No character but the stream's own line ends may end a line, for any client.
+  const second = '{"text":"a\\u0085b\\u2028c\\u2029d\\n"}';
+  assert.equal(
+    await new Response(read.body).text(),
+    `data: {"a":1}\n\ndata: ${second}\n\ndata: [DONE]\n\n`,
+  );
   const left = new EventStream(1000, (why) => gone.push(why));
   await left.body.cancel();
   left.send({});
