@@ -1,6 +1,6 @@
 /**
- * The official Python client against a real server process with the real default model. It runs
- * where `python3`, or what FLASHFORGE_TEST_PYTHON names, has the package `openai`.
+ * The official Python client, brought by pip, against a real server process with the real default
+ * model.
  * @module
  */
 import assert from 'node:assert/strict';
@@ -9,9 +9,9 @@ import { test } from 'node:test';
 import { promisify } from 'node:util';
 import { metric, startTestServer, until } from '../helpers/api-server.ts';
 import { defaultModel } from '../helpers/default-model.ts';
+import { pythonPackage } from '../helpers/python-package.ts';
 
 const run = promisify(execFile);
-const python = process.env.FLASHFORGE_TEST_PYTHON ?? 'python3';
 
 /** Prints one JSON object of what it has found. */
 const SCRIPT = `
@@ -70,14 +70,12 @@ print(json.dumps(found))
 test('openai for Python: chat, completion, stream, n = 4, logprobs, abort, tools, JSON schema', async (context) => {
   const model = await defaultModel();
   if ('missing' in model) return context.skip(`the default model is not here: ${model.missing}`);
-  try {
-    await run(python, ['-c', 'import openai']);
-  } catch {
-    return context.skip(`${python} has no package openai`);
-  }
+  const client = pythonPackage('openai==3.54.0');
+  if ('missing' in client) return context.skip(client.missing);
+  const env = { ...process.env, PYTHONPATH: client.folder };
   const server = await startTestServer(model.path);
   try {
-    const { stdout } = await run(python, ['-c', SCRIPT, server.url]);
+    const { stdout } = await run('python3', ['-c', SCRIPT, server.url], { env });
     const found = JSON.parse(stdout);
     assert.equal(found.choices, 4);
     assert.ok(found.logprobs.every((count: number) => count === 2));
