@@ -79,6 +79,8 @@ const SUFFIX_TOKENS = 6;
 const WARM_STEPS: Readonly<Record<Runner['device'], number>> = { cpu: 2, cuda: 6, reference: 0 };
 const STEPS_MIN = 24;
 const PASSES_MAX = 8;
+/** Short passes are repeated for so long: a median of few steps shows the machine's moods. */
+const BUDGET_MS = 3000;
 
 /** Tokens that a sequence has at most after the shared prompt. */
 export const ownTokens = (device: Runner['device'], newTokens: number): number =>
@@ -157,9 +159,13 @@ export class DecodeBench {
    * @param logits also keeps what comparing outputs needs
    */
   async measure(wanted: DecodeCase, modes: readonly Mode[], logits: boolean): Promise<Passes> {
-    const passes = Math.min(PASSES_MAX, Math.max(2, Math.ceil(STEPS_MIN / wanted.newTokens)));
+    const least = Math.max(2, Math.ceil(STEPS_MIN / wanted.newTokens));
     const found: Record<Mode, Pass[]> = { tree: [], flat: [] };
-    for (let pass = 0; pass < passes; pass++) {
+    const started = performance.now();
+    for (let pass = 0; pass < PASSES_MAX; pass++) {
+      const spent = performance.now() - started;
+      // As many passes that begin with one mode as with the other.
+      if (pass >= least && pass % 2 === 0 && spent > BUDGET_MS) break;
       for (const mode of pass % 2 === 0 ? modes : modes.toReversed()) {
         this.engine.flat = mode === 'flat';
         found[mode].push(await this.#runPass(wanted, logits));
