@@ -36,6 +36,10 @@ export class FlashForgeError extends Error {
   }
 }
 
+/** What whoever waits for a request gets when its caller has cancelled it. */
+export const requestAborted = (): FlashForgeError =>
+  new FlashForgeError('aborted', 'the request was aborted');
+
 /** Throws an `Error` that marks a mistake of ours, never of the user's. */
 export function assert(condition: unknown, message: string): asserts condition {
   if (!condition) throw new Error(`internal error: ${message}`);

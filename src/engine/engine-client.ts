@@ -3,9 +3,12 @@
  * of them when the thread ends. The process stays alive while calls are open, and only then.
  * @module
  */
+import { extname } from 'node:path';
 import { Worker } from 'node:worker_threads';
-import { FlashForgeError } from '../base/errors.ts';
+import { FlashForgeError, requestAborted } from '../base/errors.ts';
 import type { Call, EngineSnapshot, EngineStart, ModelInfo, Reply } from './rpc.ts';
+
+const WORKER = new URL(`./engine-worker${extname(import.meta.url)}`, import.meta.url);
 
 export type StreamReply = Extract<Reply, { kind: 'prompt' | 'token' | 'end' }>;
 
@@ -42,9 +45,8 @@ export class EngineClient {
   #stats: EngineSnapshot | null = null;
 
   private constructor(start: EngineStart, hooks: LoadHooks) {
-    const file = import.meta.url.endsWith('.ts') ? './engine-worker.ts' : './engine-worker.js';
     this.#hooks = hooks;
-    this.#worker = new Worker(new URL(file, import.meta.url), {
+    this.#worker = new Worker(WORKER, {
       workerData: start,
       name: 'flashforge-engine',
     });
@@ -112,7 +114,8 @@ export class EngineClient {
     const answer = this.#open(id, onStream);
     if (this.#ended !== null) return answer;
     if (signal?.aborted) {
-      this.#take({ kind: 'error', id, code: 'aborted', message: 'the request was aborted' });
+      const { code, message } = requestAborted();
+      this.#take({ kind: 'error', id, code, message });
       return answer;
     }
     this.#worker.postMessage({ ...call, id });

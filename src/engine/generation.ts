@@ -3,7 +3,7 @@
  * fork at their first token.
  * @module
  */
-import { FlashForgeError } from '../base/errors.ts';
+import { FlashForgeError, requestAborted } from '../base/errors.ts';
 import type { Namespace } from '../kvcache/path.ts';
 import type { Engine } from './engine.ts';
 import { Sampler, type TokenLogprob, topLogprobs } from './sampler.ts';
@@ -158,7 +158,7 @@ export class Generation implements SequenceOwner {
 
   /** Ends all samples at once; the sink gets 'aborted'. After the end it does nothing. */
   abort(): void {
-    this.#stop(new FlashForgeError('aborted', 'the request was aborted'));
+    this.#stop(requestAborted());
   }
 
   onComputed(sequence: Sequence, row: LogitsRow): void {

@@ -3,6 +3,7 @@
  * come back.
  * @module
  */
+import { extname } from 'node:path';
 import {
   MessageChannel,
   type MessagePort,
@@ -12,6 +13,8 @@ import {
 import { FlashForgeError } from '../base/errors.ts';
 import type { GrammarVocabulary } from './grammar-library.ts';
 import type { GrammarSource } from './grammar-source.ts';
+
+const WORKER = new URL(`./grammar-worker${extname(import.meta.url)}`, import.meta.url);
 
 export interface GrammarThreadData {
   readonly port: MessagePort;
@@ -65,11 +68,10 @@ export class GrammarThread {
   #ended: FlashForgeError | null = null;
 
   constructor(vocabulary: GrammarVocabulary, background: boolean) {
-    const file = import.meta.url.endsWith('.ts') ? './grammar-worker.ts' : './grammar-worker.js';
     const { port1, port2 } = new MessageChannel();
     const workerData: GrammarThreadData = { port: port2, vocabulary, background };
     this.#port = port1;
-    this.#worker = new Worker(new URL(file, import.meta.url), {
+    this.#worker = new Worker(WORKER, {
       workerData,
       transferList: [port2],
       name: 'flashforge-grammar',

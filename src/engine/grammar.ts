@@ -4,7 +4,7 @@
  * waits for one but those who decode under it; a mask is made while the model computes its step.
  * @module
  */
-import { FlashForgeError } from '../base/errors.ts';
+import { type FlashForgeError, requestAborted } from '../base/errors.ts';
 import { BYTE_CHARACTERS } from '../tokenizer/token-bytes.ts';
 import type { Tokenizer } from '../tokenizer/tokenizer.ts';
 import type { GrammarVocabulary } from './grammar-library.ts';
@@ -55,7 +55,7 @@ export class Grammars {
   ): Promise<Constraint> {
     const checked = checkSource(source);
     for (;;) {
-      if (signal?.aborted || this.#closed) throw aborted();
+      if (signal?.aborted || this.#closed) throw requestAborted();
       const refused = this.#refused.get(checked.key);
       if (refused !== undefined) throw refused;
       const thread = checked.isCostly ? this.#costlyThread(checked.key) : this.#cheapThread();
@@ -88,7 +88,7 @@ export class Grammars {
         void thread.terminate(`it takes more than ${this.#compileMaxMs / 1000} s to compile`);
       }, this.#compileMaxMs);
       // Compiling goes on all the same: nothing can stop it, and it may be asked for again.
-      const abort = (): void => reject(aborted());
+      const abort = (): void => reject(requestAborted());
       signal?.addEventListener('abort', abort, { once: true });
       constraint.open(key, source, {
         onOpened: () => {
@@ -172,8 +172,6 @@ export class Grammars {
     });
   }
 }
-
-const aborted = (): FlashForgeError => new FlashForgeError('aborted', 'the request was aborted');
 
 interface SampleState {
   /** The mask after all accepted tokens; null while it is being made. */

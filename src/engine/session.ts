@@ -4,7 +4,7 @@
  * steps. It knows no thread itself, so that tests can drive it directly.
  * @module
  */
-import { FlashForgeError } from '../base/errors.ts';
+import { FlashForgeError, requestAborted } from '../base/errors.ts';
 import { treeStats } from '../kvcache/tree-stats.ts';
 import { beamSearch, type Hypothesis } from './beam-search.ts';
 import { Branch, type BranchInit } from './branch.ts';
@@ -132,7 +132,7 @@ export class Session {
         constraints.push(await this.#grammars.constraint(grammar, n, controller.signal));
       }
       this.#aborts.delete(id);
-      if (controller.signal.aborted) throw aborted();
+      if (controller.signal.aborted) throw requestAborted();
       await this.#generate(call, constraints);
     } finally {
       this.#aborts.delete(id);
@@ -154,7 +154,7 @@ export class Session {
         for (const generation of generations) generation.abort();
       };
       this.#aborts.set(id, () => {
-        stop(aborted());
+        stop(requestAborted());
       });
       try {
         const tokenized = prompts.map((source) => this.#tokensOf(source));
@@ -207,7 +207,7 @@ export class Session {
     }
     const made = this.#create(prompt, placement);
     this.#branches.set(branch, made);
-    this.#aborts.set(id, () => made.end(aborted()));
+    this.#aborts.set(id, () => made.end(requestAborted()));
     try {
       await made.row();
       if (call.public === true) this.#branches.publish(branch);
@@ -288,7 +288,7 @@ export class Session {
     let stats: Omit<SampleStats, keyof typeof cost> | null = null;
     this.#aborts.set(id, () => {
       controller.abort();
-      origin.end(aborted());
+      origin.end(requestAborted());
     });
     try {
       await origin.row();
@@ -383,8 +383,6 @@ export class Session {
     };
   }
 }
-
-const aborted = (): FlashForgeError => new FlashForgeError('aborted', 'the request was aborted');
 
 function asFlashForgeError(error: unknown): FlashForgeError {
   if (error instanceof FlashForgeError) return error;

@@ -3,6 +3,7 @@
  * @module
  */
 import { availableParallelism } from 'node:os';
+import { extname } from 'node:path';
 import type { Runner } from '../backend/backend.ts';
 import {
   CUT_TOKENS,
@@ -64,7 +65,7 @@ export async function loadCpuRunner(
     maxRows,
     planSpec: planSpec(config, workers, profile),
     forward,
-    entry: new URL('./cpu-worker.js', import.meta.url),
+    entry: new URL(`./cpu-worker${extname(import.meta.url)}`, import.meta.url),
   });
 }
 

@@ -4,10 +4,12 @@
  */
 
 import { FlashForgeError } from '../base/errors.ts';
+import type { StreamReply } from '../engine/engine-client.ts';
 import type {
   FinishReason,
   PromptEnd,
   PromptToken,
+  SampleEnd,
   SampleStats,
   TokenEvent,
 } from '../engine/generation.ts';
@@ -72,48 +74,48 @@ export async function runJob(
   const prompts = new Map<number, PromptEnd>();
   const newTokens = new Map<number, number>();
   const started = performance.now();
+
+  const progressOf = (prompt: number, choice: number, more: number): Progress => {
+    const { promptTokens = 0, cachedTokens = 0 } = prompts.get(prompt) ?? {};
+    const count = (newTokens.get(choice) ?? 0) + more;
+    newTokens.set(choice, count);
+    return { promptTokens, cachedTokens, newTokens: count };
+  };
+  const onEnd = (prompt: number, end: SampleEnd): void => {
+    const { index, text, finishReason, stats } = end;
+    counter.add(end);
+    sampleDone(exchange, stats, finishReason, index === 0);
+    const choice = prompt * n + index;
+    const progress = progressOf(prompt, choice, 0);
+    onPiece({ choice, text, token: null, detail: null, finishReason, progress });
+  };
+  const onToken = (prompt: number, event: TokenEvent): void => {
+    const choice = prompt * n + event.index;
+    const now = performance.now();
+    const last = lastTokenMs.get(choice);
+    lastTokenMs.set(choice, now);
+    if (last === undefined) {
+      metrics.firstToken(now - started);
+      recent.ttft(now - started);
+    } else metrics.nextToken(now - last);
+    recent.token(last === undefined ? null : now - last);
+    const { text, token } = event;
+    const progress = progressOf(prompt, choice, 1);
+    onPiece({ choice, text, token, detail: detailOf(event), finishReason: null, progress });
+  };
+  const onReply = (reply: StreamReply): void => {
+    const { prompt } = reply;
+    if (reply.kind === 'token') onToken(prompt, reply.event);
+    else if (reply.kind === 'end') onEnd(prompt, reply.end);
+    else {
+      prompts.set(prompt, reply.end);
+      if (reply.end.tokens !== null) onPrompt(prompt, reply.end.tokens);
+    }
+  };
+
   await admitted(exchange, async () => {
     try {
-      await host.call(
-        { kind: 'generate', ...job },
-        (reply) => {
-          const { prompt } = reply;
-          if (reply.kind === 'prompt') {
-            prompts.set(prompt, reply.end);
-            if (reply.end.tokens !== null) onPrompt(prompt, reply.end.tokens);
-            return;
-          }
-          const progressOf = (choice: number, more: number): Progress => {
-            const { promptTokens = 0, cachedTokens = 0 } = prompts.get(prompt) ?? {};
-            const count = (newTokens.get(choice) ?? 0) + more;
-            newTokens.set(choice, count);
-            return { promptTokens, cachedTokens, newTokens: count };
-          };
-          if (reply.kind === 'end') {
-            const { index, text, finishReason, stats } = reply.end;
-            counter.add(reply.end);
-            sampleDone(exchange, stats, finishReason, index === 0);
-            const choice = prompt * n + index;
-            const progress = progressOf(choice, 0);
-            onPiece({ choice, text, token: null, detail: null, finishReason, progress });
-            return;
-          }
-          const { event } = reply;
-          const choice = prompt * n + event.index;
-          const now = performance.now();
-          const last = lastTokenMs.get(choice);
-          lastTokenMs.set(choice, now);
-          if (last === undefined) {
-            metrics.firstToken(now - started);
-            recent.ttft(now - started);
-          } else metrics.nextToken(now - last);
-          recent.token(last === undefined ? null : now - last);
-          const { text, token } = event;
-          const progress = progressOf(choice, 1);
-          onPiece({ choice, text, token, detail: detailOf(event), finishReason: null, progress });
-        },
-        exchange.signal,
-      );
+      await host.call({ kind: 'generate', ...job }, onReply, exchange.signal);
     } catch (error) {
       if (!isGrammarError(error)) throw error;
       throw badRequest(error.message, job.grammarField ?? 'response_format', 'invalid_grammar');

@@ -4,6 +4,7 @@
  * @module
  */
 import { freemem } from 'node:os';
+import { extname } from 'node:path';
 import { FlashForgeError, show } from '../../base/errors.ts';
 import { ceilDiv, median, randomStream } from '../../base/math.ts';
 import { PLAN_SHAPES } from '../../plan/default-profile.ts';
@@ -31,8 +32,6 @@ import { WorkerPool } from './worker-pool.ts';
 
 /** Bytes of a number of the measured KV cache, f16 or i16, without the scales of the latter. */
 const KV_BYTES = 2;
-/** What a key or a value may have beside its numbers. */
-const SCALE_BYTES = 4;
 /** Part of the free memory that KV pages may take. */
 const MEMORY_SHARE = 0.6;
 /** What 32-bit WebAssembly can hold besides queries, outputs and partial results. */
@@ -126,21 +125,22 @@ export async function benchAttention(
 ): Promise<AttentionBenchReport> {
   const { workers, signal } = options;
   const provider = await createProvider({ provider: options.provider, workers, log: options.log });
+  const kvType = fastestKvType(provider.kernels);
   const most = provider.kind === 'wasm' ? WASM_BYTES_MAX : NATIVE_BYTES_MAX;
   const limit = Math.min(most, options.memoryBytes ?? freemem() * MEMORY_SHARE);
-  const reasons = workloads.map((workload) => whyNot(workload, limit));
+  const reasons = workloads.map((workload) => whyNot(workload, kvType, limit));
   const largest = Math.max(
     0,
-    ...workloads.map((workload, i) => (reasons[i] === null ? kvBytes(workload) : 0)),
+    ...workloads.map((workload, i) => (reasons[i] === null ? kvBytes(workload, kvType) : 0)),
   );
   options.log?.(`KV pages: ${mebibytes(largest)} MiB of random numbers`);
   const pages = provider.memory.alloc(largest, 4096);
   const command = provider.memory.alloc(16);
   const program: BenchProgram = { source: provider.source, command: command.address };
-  const entry = new URL('./attention-bench-worker.js', import.meta.url);
+  const entry = new URL(`./attention-bench-worker${extname(import.meta.url)}`, import.meta.url);
   const pool = await WorkerPool.start({ workers, entry, program });
   try {
-    const bench = new Bench(provider, pool, pages, command.address);
+    const bench = new Bench(provider, pool, pages, kvType, command.address);
     const rows: AttentionBenchRow[] = [];
     for (const [i, workload] of workloads.entries()) {
       await checkSignal(signal);
@@ -170,19 +170,26 @@ const NOT_MEASURED = {
 
 const mebibytes = (bytes: number): string => (bytes / 2 ** 20).toFixed(0);
 
+const shapeOf = ({ queryHeads, kvHeads, headDim }: Workload, kvType: KvType): AttentionShape => ({
+  kvHeads,
+  groupSize: queryHeads / kvHeads,
+  headDim,
+  kvType,
+});
+
 /** Bytes of the workload's pages, every node in pages of its own. */
-function kvBytes({ tokens, kvHeads, headDim }: Workload): number {
+function kvBytes(workload: Workload, kvType: KvType): number {
   let pages = 0;
-  for (const count of tokens) pages += ceilDiv(count, PAGE_TOKENS);
-  return pages * kvHeads * PAGE_TOKENS * 2 * (headDim * KV_BYTES + SCALE_BYTES);
+  for (const count of workload.tokens) pages += ceilDiv(count, PAGE_TOKENS);
+  return kvLayout(shapeOf(workload, kvType), 1, pages).totalBytes;
 }
 
-function whyNot(workload: Workload, limit: number): string | null {
+function whyNot(workload: Workload, kvType: KvType, limit: number): string | null {
   const { headDim, name } = workload;
   if (headDim % 16 !== 0 || headDim > 512) {
     return `head_dim of ${show(name)} must be a multiple of 16 up to 512, got ${headDim}`;
   }
-  const bytes = kvBytes(workload);
+  const bytes = kvBytes(workload, kvType);
   if (bytes <= limit) return null;
   return `its KV pages need ${mebibytes(bytes)} MiB and ${mebibytes(limit)} MiB are allowed`;
 }
@@ -234,22 +241,23 @@ class Bench {
   readonly #pages: Block;
   readonly #kvType: KvType;
   readonly #numbers: Uint16Array;
+  #filled = { bytes: 0, scalesEvery: 0 };
   readonly #command: Float64Array;
   #tensors: Block | null = null;
 
-  constructor(provider: Provider, pool: WorkerPool, pages: Block, command: number) {
+  constructor(provider: Provider, pool: WorkerPool, pages: Block, kvType: KvType, command: number) {
     this.#provider = provider;
-    this.#kvType = fastestKvType(provider.kernels);
-    this.#numbers = randomPool(this.#kvType);
+    this.#kvType = kvType;
+    this.#numbers = randomPool(kvType);
     this.#pool = pool;
     this.#pages = pages;
     this.#command = provider.memory.f64(command, 2);
   }
 
   async measure(workload: Workload, options: AttentionBenchOptions): Promise<AttentionBenchRow> {
-    const { queryHeads, kvHeads, headDim } = workload;
-    const groupSize = queryHeads / kvHeads;
-    const shape: AttentionShape = { kvHeads, groupSize, headDim, kvType: this.#kvType };
+    const { queryHeads } = workload;
+    const shape = shapeOf(workload, this.#kvType);
+    const { kvHeads, groupSize, headDim } = shape;
     const { forest, pages } = workloadForest(workload, PAGE_TOKENS);
     const spec: PlanSpec = {
       ...{ kvHeads, groupSize, headDim, pageSize: PAGE_TOKENS, cutTokens: CUT_TOKENS },
@@ -275,7 +283,7 @@ class Bench {
     const [query, output] = this.#queriesAndOutput(forest.rows * width);
     const { memory, kernels } = this.#provider;
     const layout = kvLayout(shape, 1, pages);
-    fillPages(memory, this.#numbers, this.#pages.address, layout, shape);
+    this.#fill(layout, shape);
     const buffers = {
       ...{ query, key: 0, value: 0, inputStride: width, output, outputStride: width },
       ...{ pages: this.#pages.address, layout, cosine: 0, sine: 0, writeSlots: 0 },
@@ -300,6 +308,15 @@ class Bench {
       ...{ tree_us: tree, flat_us: alone, speedup: alone / tree, plan_us: median(planTimes) },
       ...{ max_error: error, checked: check.vectors },
     };
+  }
+
+  /** Fills the pages, unless they are full in the same layout already. */
+  #fill(layout: KvLayout, shape: AttentionShape): void {
+    const scalesEvery = shape.kvType === 'i16' ? layout.valueOffset : 0;
+    const { bytes, scalesEvery: before } = this.#filled;
+    if (scalesEvery === before && layout.totalBytes <= bytes) return;
+    fillPages(this.#provider.memory, this.#numbers, this.#pages.address, layout, shape);
+    this.#filled = { bytes: layout.totalBytes, scalesEvery };
   }
 
   /** Median times of the images in us, measured in turn so that drift meets both. */

@@ -9,7 +9,7 @@ import { readKvPage } from './kv-pages.ts';
 import type { Memory } from './memory.ts';
 
 /** Multiply-adds that one check may cost: about a second. */
-const WORK_MAX = 5e7;
+const WORK_MAX = 2e8;
 
 /** Float64 results of evenly spread (row, query head) pairs of one problem. */
 export class AttentionCheck {

@@ -26,15 +26,17 @@ function halfTable(): Float64Array {
 
 /** The numbers of one plane (K or V), in the order in which they lie. */
 function plane(memory: Memory, type: KvType, at: number, count: number): Float64Array {
-  if (type === 'f32') return Float64Array.from(memory.f32(at, count));
+  if (type === 'f32') return new Float64Array(memory.f32(at, count));
   const bits = memory.u16(at, count);
-  if (type === 'i16') return Float64Array.from(bits, (x) => (x << 16) >> 16);
-  if (type === 'f16') {
-    const table = halfTable();
-    return Float64Array.from(bits, (x) => table[x]);
+  if (type === 'i16') return new Float64Array(new Int16Array(bits));
+  if (type === 'bf16') {
+    const words = new Uint32Array(bits);
+    for (let i = 0; i < count; i++) words[i] <<= 16;
+    return new Float64Array(new Float32Array(words.buffer));
   }
-  const words = Uint32Array.from(bits, (x) => x << 16);
-  return Float64Array.from(new Float32Array(words.buffer));
+  const [table, numbers] = [halfTable(), new Float64Array(count)];
+  for (let i = 0; i < count; i++) numbers[i] = table[bits[i]];
+  return numbers;
 }
 
 /** Reads the page of one layer and KV head that begins at `at`. */

@@ -4,6 +4,7 @@
  * @module
  */
 import { once } from 'node:events';
+import { extname } from 'node:path';
 import { Worker } from 'node:worker_threads';
 import { FlashForgeError } from '../../base/errors.ts';
 import { BARRIER_BYTES, Barrier, StepAbandoned } from './barrier.ts';
@@ -39,10 +40,7 @@ export interface PoolOptions {
   readonly patienceMs?: number;
 }
 
-const GUARD = new URL(
-  import.meta.url.endsWith('.ts') ? './pool-guard.ts' : './pool-guard.js',
-  import.meta.url,
-);
+const GUARD = new URL(`./pool-guard${extname(import.meta.url)}`, import.meta.url);
 
 /** Threads that execute steps. One step at a time; worker 0 is the thread that owns the pool. */
 export class WorkerPool {

@@ -14,11 +14,6 @@ enum { PREFETCHES = 0 };
 enum { PREFETCHES = 1 };
 #endif
 
-/* Pages that more than this many blocks of query vectors read are first copied to f32. */
-#ifndef WIDEN_BLOCKS
-#define WIDEN_BLOCKS 1
-#endif
-
 /* Which slots a block of query vectors sees: the union of its rows; empty where low >= high. */
 struct range {
   isize low, high;
@@ -239,7 +234,7 @@ static void attend_page(const struct item *it, struct page *p, const char *keys,
                         const char *values, isize begin, isize end) {
   isize blocks = (end - begin + TILE_ROWS - 1) / TILE_ROWS;
   int halves = it->kv_type == FF_KV_F16 || it->kv_type == FF_KV_BF16;
-  if (halves && blocks > WIDEN_BLOCKS) {
+  if (halves && blocks > 1) {
     attend_wide(it, p, keys, values, begin, end, blocks);
     return;
   }

@@ -20,7 +20,7 @@ static void norm_head(float *x, isize head_dim, const float *weight, float epsil
   vf squares = vf_splat(0.0f);
   for (isize i = 0; i < head_dim; i += LANES)
     squares = vf_fma(vf_load(x + i), vf_load(x + i), squares);
-  float mean = sum_of_lanes(squares) / (float)head_dim;
+  float mean = vf_sum(squares) / (float)head_dim;
   vf scale = vf_splat(1.0f / __builtin_sqrtf(mean + epsilon));
   for (isize i = 0; i < head_dim; i += LANES)
     vf_store(x + i, vf_load(x + i) * scale * vf_load(weight + i));

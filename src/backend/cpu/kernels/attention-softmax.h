@@ -20,7 +20,7 @@ FF_INLINE int any_above(vf x, float limit) {
 #elif defined(__wasm_simd128__)
   return wasm_v128_any_true((v128_t)(x > vf_splat(limit)));
 #else
-  return max_of_lanes(x) > limit;
+  return vf_hmax(x) > limit;
 #endif
 }
 
@@ -157,7 +157,7 @@ FF_INLINE void update_softmax(const int rows, isize first, isize last, const str
     vf best = largest_scores(s->score + r * PAGE, first, last);
     s->alpha[r] = 1.0f;
     if (any_above(best, s->maximum[r] + SLACK)) {
-      float latest = nearest(vf_splat(max_of_lanes(best)))[0];
+      float latest = nearest(vf_splat(vf_hmax(best)))[0];
       s->alpha[r] = (float)power_of_two(s->maximum[r] - latest);
       vf_store(s->sum + r * s->stride, vf_load(s->sum + r * s->stride) * vf_splat(s->alpha[r]));
       s->maximum[r] = latest;

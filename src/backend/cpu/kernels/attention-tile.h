@@ -59,26 +59,6 @@ struct tile_args {
   float *copy;
 };
 
-FF_INLINE float max_of_lanes(vf x) {
-#if LANES == 16
-  return _mm512_reduce_max_ps((__m512)x);
-#else
-  float best = x[0];
-  for (int i = 1; i < LANES; i++) best = x[i] > best ? x[i] : best;
-  return best;
-#endif
-}
-
-FF_INLINE float sum_of_lanes(vf x) {
-#if LANES == 16
-  return _mm512_reduce_add_ps((__m512)x);
-#else
-  float sum = x[0];
-  for (int i = 1; i < LANES; i++) sum += x[i];
-  return sum;
-#endif
-}
-
 /*
  * Finite halves to floats; where there is no instruction, by moving the bits into place and
  * scaling the exponent (exact, subnormals included).
