@@ -6,9 +6,26 @@
 import type { Forest } from '../kvcache/forest.ts';
 import type { Plan, PlanSpec } from '../plan/plan.ts';
 
+/** How a device draws the token of a row of logits; see engine/sampling-params.ts for the names. */
+export interface RowDraw {
+  /** Above 0; a row without a draw takes its largest logit. */
+  readonly temperature: number;
+  /** 0 = off. */
+  readonly topK: number;
+  /** 1 = off. */
+  readonly topP: number;
+  /** 0 = off. */
+  readonly minP: number;
+  /** In [0, 1): where in the kept tokens' cumulated probability the drawn one lies. */
+  readonly uniform: number;
+}
+
 /** One forward pass over a batch. */
 export interface StepInput {
-  /** (rows) token ids, rows in the forest's order. */
+  /**
+   * (rows) token ids, rows in the forest's order. -1 - i stands for the token that the step before
+   * drew in its logit row i; only runners of depth 2 take those.
+   */
   readonly tokens: Int32Array;
   readonly forest: Forest;
   readonly plan: Plan;
@@ -16,23 +33,36 @@ export interface StepInput {
   readonly writeSlots: Int32Array;
   /** Rows whose logits are wanted, ascending. */
   readonly logitRows: Int32Array;
+  /** (logitRows) how each row's token is drawn, null = its largest logit; absent = all largest. */
+  readonly draws?: readonly (RowDraw | null)[] | undefined;
 }
 
-/** Results of a step; the arrays are valid until the next step. */
+/**
+ * Results of a step; the arrays are valid until the next step, or, on a runner of depth 2, until
+ * the step after the next is handed in.
+ */
 export interface StepOutput {
-  /** (logitRows, vocab) */
+  /** (logitRows, vocab). Not there any more once the next step was handed in. */
   readonly logits: Float32Array;
   /** (logitRows) index of the largest logit; the lowest index among equals. */
   readonly argmax: Int32Array;
   /** (logitRows) natural log of the sum of exp(logit). */
   readonly logSumExp: Float32Array;
+  /** (logitRows) the drawn token and its logit; on runners of depth 2 only. */
+  readonly drawn?: Int32Array | undefined;
+  readonly drawnLogit?: Float32Array | undefined;
   /** Wall time of the step and of its attention part over all layers, in ms. */
   readonly stepMs: number;
   readonly attentionMs: number;
 }
 
-/** A model on a device. Not safe for concurrent use: one step at a time. */
+/**
+ * A model on a device. One step at a time; a runner of depth 2 takes the next step while one is
+ * under way, runs them in order, and may take that step's tokens from the device.
+ */
 export interface Runner {
+  /** Steps that may be under way at once; default 1. */
+  readonly depth?: 1 | 2 | undefined;
   readonly device: 'cpu' | 'cuda' | 'reference';
   /** How the kernels reach the device (native, prebuilt, wasm, nvrtc, ...) and why this one. */
   readonly provider: string;
