@@ -9,12 +9,8 @@ import { mkdirSync, renameSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { COMMON_FLAGS, KERNEL_FOLDER, kernelSources } from '../src/backend/cpu/native-compiler.ts';
-import {
-  findPrebuiltFolder,
-  PREBUILT_TARGETS,
-  type PrebuiltTarget,
-  suffixOf,
-} from '../src/backend/cpu/prebuilt.ts';
+import { PREBUILT_TARGETS, type PrebuiltTarget, suffixOf } from '../src/backend/cpu/prebuilt.ts';
+import { prebuiltFolder } from '../src/base/env.ts';
 
 const run = promisify(execFile);
 
@@ -70,7 +66,7 @@ const targets = PREBUILT_TARGETS.filter(
   ({ name }) => wanted.length === 0 || wanted.some((part) => name.includes(part)),
 );
 const zig = await findZig();
-const folder = findPrebuiltFolder();
+const folder = prebuiltFolder();
 mkdirSync(folder, { recursive: true });
 for (const target of targets) {
   const bytes = await buildTarget(zig, target, folder);

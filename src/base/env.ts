@@ -6,6 +6,7 @@
 import { lstatSync, mkdirSync, mkdtempSync } from 'node:fs';
 import { homedir, platform, tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { packageRoot } from './package-files.ts';
 
 /**
  * The user's home folder. A user without one (a container's numeric user) gets a folder of his own
@@ -41,6 +42,12 @@ export function cacheFolder(): string {
 /** FLASHFORGE_CC: the C compiler command, arguments allowed ("zig cc"); default: search. */
 export const compilerCommand = (): string | undefined => process.env.FLASHFORGE_CC || undefined;
 
-/** FLASHFORGE_PREBUILT: folder of prebuilt kernel libraries; default: `prebuilt` in the package. */
-export const prebuiltFolder = (): string | undefined =>
-  process.env.FLASHFORGE_PREBUILT || undefined;
+/**
+ * FLASHFORGE_PREBUILT: folder of what was compiled when the package was made: CPU libraries and
+ * PTX; default: `prebuilt` in the package.
+ */
+export const prebuiltFolder = (): string =>
+  process.env.FLASHFORGE_PREBUILT || join(packageRoot(), 'prebuilt');
+
+/** FLASHFORGE_NVRTC=off: CUDA kernels come from the package's PTX though NVRTC may be there. */
+export const usesNvrtc = (): boolean => process.env.FLASHFORGE_NVRTC !== 'off';

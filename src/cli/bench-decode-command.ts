@@ -4,12 +4,12 @@
  * @module
  */
 import { readFileSync } from 'node:fs';
+import { assetPath } from '../base/package-files.ts';
 import { openCheckpoint } from '../checkpoint/open-checkpoint.ts';
 import { openTokenizer } from '../checkpoint/open-tokenizer.ts';
 import { Engine } from '../engine/engine.ts';
 import { DEVICE_CHOICES, loadRunner, pickDevice } from '../model/load-runner.ts';
 import { Tokenizer } from '../tokenizer/tokenizer.ts';
-import { assetPath } from './asset-path.ts';
 import { abortCheck, checkContext, MODE_OPTIONS, readModes } from './bench-options.ts';
 import {
   type Arguments,

@@ -5,8 +5,8 @@
  */
 import { readFileSync } from 'node:fs';
 import { median } from '../base/math.ts';
+import { assetPath } from '../base/package-files.ts';
 import type { BatchPrompt, Generated, Llm } from '../index.ts';
-import { assetPath } from './asset-path.ts';
 import { BranchView } from './branch-view.ts';
 import { type Command, type Context, JSON_OPTION } from './command.ts';
 import type { Mode } from './decode-bench.ts';

@@ -9,7 +9,7 @@ import { constants } from 'node:os';
 import { join } from 'node:path';
 import { FlashForgeError, show } from '../base/errors.ts';
 import { fileReason } from '../base/file-errors.ts';
-import { packageRoot } from './asset-path.ts';
+import { packageRoot } from '../base/package-files.ts';
 import type { Command } from './command.ts';
 import { makeContext } from './console.ts';
 import { commandHelp, generalHelp } from './help.ts';

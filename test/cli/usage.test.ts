@@ -6,7 +6,7 @@ import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { packageRoot } from '../../src/cli/asset-path.ts';
+import { packageRoot } from '../../src/base/package-files.ts';
 import { assertFails, inTurns, runCli } from '../helpers/run-cli.ts';
 
 const USAGE = 2;

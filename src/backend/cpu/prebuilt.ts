@@ -5,7 +5,7 @@
  */
 import { existsSync, readFileSync } from 'node:fs';
 import { arch, platform } from 'node:os';
-import { dirname, join } from 'node:path';
+import { join } from 'node:path';
 import { prebuiltFolder } from '../../base/env.ts';
 
 /** One library of the package: where it runs and what it is compiled with. */
@@ -78,20 +78,9 @@ export const PREBUILT_TARGETS: readonly PrebuiltTarget[] = [
 export const suffixOf = (system: NodeJS.Platform): string =>
   system === 'win32' ? '.dll' : system === 'darwin' ? '.dylib' : '.so';
 
-/** The folder of prebuilt libraries, in the package's root. */
-export function findPrebuiltFolder(): string {
-  const set = prebuiltFolder();
-  if (set) return set;
-  let folder = import.meta.dirname;
-  while (!existsSync(join(folder, 'package.json')) && dirname(folder) !== folder) {
-    folder = dirname(folder);
-  }
-  return join(folder, 'prebuilt');
-}
-
 /** The libraries that are there for this system and architecture, the best first. */
 export function prebuiltCandidates(): { target: PrebuiltTarget; path: string }[] {
-  const folder = findPrebuiltFolder();
+  const folder = prebuiltFolder();
   const words = cpuinfoWords();
   return PREBUILT_TARGETS.filter((target) => target.platform === platform())
     .filter((target) => target.arch === arch())

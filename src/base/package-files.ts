@@ -1,5 +1,6 @@
 /**
- * Where the files that ship with the package are.
+ * Where the files that ship with the package are. Compiled code lies at another depth than its
+ * sources, so that the folder is searched for upwards.
  * @module
  */
 import { existsSync } from 'node:fs';
@@ -8,7 +9,9 @@ import { dirname, join } from 'node:path';
 /** The folder with package.json, from a source or a compiled file. */
 export function packageRoot(): string {
   let folder = import.meta.dirname;
-  while (!existsSync(join(folder, 'package.json'))) folder = dirname(folder);
+  while (!existsSync(join(folder, 'package.json')) && dirname(folder) !== folder) {
+    folder = dirname(folder);
+  }
   return folder;
 }
 
