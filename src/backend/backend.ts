@@ -56,6 +56,14 @@ export interface StepOutput {
   readonly attentionMs: number;
 }
 
+/** What measures a device's energy. */
+export interface EnergyMeter {
+  /** Energy used since some moment long ago, in J; null where it cannot be measured. */
+  joules(): number | null;
+  /** Why it cannot be measured; null where it can. */
+  readonly absent: string | null;
+}
+
 /**
  * A model on a device. One step at a time; a runner of depth 2 takes the next step while one is
  * under way, runs them in order, and may take that step's tokens from the device.
@@ -77,6 +85,9 @@ export interface Runner {
   readonly maxRows: number;
   /** What the planner must know, with default options. */
   readonly planSpec: PlanSpec;
+  /** Measured once: bytes a second of a kernel that only reads; absent where nobody measures. */
+  readonly readBytesPerSecond?: number | undefined;
+  readonly energy?: EnergyMeter | undefined;
   step(input: StepInput): Promise<StepOutput>;
   dispose(): Promise<void>;
 }

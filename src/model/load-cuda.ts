@@ -13,6 +13,7 @@ import { allocateBuffers, type HalfType } from '../backend/cuda/model/cuda-model
 import { DecoderKernels } from '../backend/cuda/model/cuda-ops.ts';
 import { CudaRunner } from '../backend/cuda/model/cuda-runner.ts';
 import { WeightUpload } from '../backend/cuda/model/weight-upload.ts';
+import { openEnergyMeter } from '../backend/cuda/nvml.ts';
 import { defaultCudaProfile } from '../backend/cuda/profile.ts';
 import type { AttentionSpec } from '../backend/cuda/variants.ts';
 import { checkInteger, FlashForgeError } from '../base/errors.ts';
@@ -83,14 +84,10 @@ async function load(
   options.log?.(`CUDA kernels for ${cuda.info.name}, compiled by NVRTC or from the cache`);
   const attention = new TreeAttention(loader, spec, stream, { window: slidingWindow !== null });
   const kernels = new DecoderKernels(loader, headDim, PAGE_TOKENS, dtype);
+  const bytesPerUs = readBytesPerUs(loader, dtype);
   const profile =
     options.profile ??
-    defaultCudaProfile(
-      spec,
-      cuda.info.multiprocessors,
-      readBytesPerUs(loader, dtype),
-      attention.variant,
-    );
+    defaultCudaProfile(spec, cuda.info.multiprocessors, bytesPerUs, attention.variant);
   const upload = new WeightUpload(
     ...([cuda, stream, kernels.get('ff_round'), dtype, options.onProgress] as const),
   );
@@ -122,6 +119,8 @@ async function load(
     pages,
     tokenBytes,
     owned: [...upload.memory, kv],
+    readBytesPerSecond: bytesPerUs * 1e6,
+    energy: await openEnergyMeter(0),
     providerWhy: `${cuda.info.name}, ${dtype}, kernels by NVRTC, products by cuBLASLt`,
   });
 }

@@ -7,6 +7,7 @@ import { existsSync, readdirSync } from 'node:fs';
 import { delimiter, dirname, join } from 'node:path';
 import { homeFolder } from '../../base/env.ts';
 import { FlashForgeError } from '../../base/errors.ts';
+import { NVML, type NvmlLibrary, PCI, type PciLibrary } from './nvml-signatures.ts';
 import {
   DRIVER,
   type DriverLibrary,
@@ -30,6 +31,7 @@ const LETTERS: Readonly<Record<string, string>> = {
 
 const WINDOWS = process.platform === 'win32';
 const DRIVER_NAMES = WINDOWS ? ['nvcuda.dll'] : ['libcuda.so.1', 'libcuda.so'];
+const NVML_NAMES = WINDOWS ? ['nvml.dll'] : ['libnvidia-ml.so.1', 'libnvidia-ml.so'];
 /** Newest first: a newer NVRTC also compiles for older devices. */
 const NVRTC_NAMES = WINDOWS
   ? ['nvrtc64_130_0.dll', 'nvrtc64_120_0.dll']
@@ -146,6 +148,21 @@ export async function openDriver(names: readonly string[] = DRIVER_NAMES): Promi
       'install the driver or use --device cpu',
     { cause: tried.join('; ') },
   );
+}
+
+/**
+ * Opens NVML, the driver's library of sensors, and what names a device in it.
+ * @throws FlashForgeError 'device' when the machine has none.
+ */
+export async function openNvml(
+  names: readonly string[] = NVML_NAMES,
+): Promise<{ readonly nvml: NvmlLibrary; readonly driver: PciLibrary }> {
+  const koffi = await loadKoffi();
+  const tried: string[] = [];
+  const nvml = openFirst(koffi, names, NVML, tried);
+  const driver = openFirst(koffi, DRIVER_NAMES, PCI, tried);
+  if (nvml && driver) return { nvml, driver };
+  throw new FlashForgeError('device', `NVML could not be opened: ${tried.join('; ')}`);
 }
 
 /** NVRTC opens its builtins by name alone; loaded before, they are found outside loader paths. */

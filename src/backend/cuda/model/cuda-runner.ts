@@ -6,7 +6,7 @@
  */
 import { assert } from '../../../base/errors.ts';
 import type { PlanSpec } from '../../../plan/plan.ts';
-import type { Runner, StepInput, StepOutput } from '../../backend.ts';
+import type { EnergyMeter, Runner, StepInput, StepOutput } from '../../backend.ts';
 import type { DecoderOps } from '../../ops.ts';
 import type { DeviceMemory, Graph, PinnedMemory } from '../driver.ts';
 import { bucketOf, isGraphBucket } from './buckets.ts';
@@ -27,6 +27,8 @@ export interface CudaRunnerOptions {
   /** Whose memory is given back at the end: weights, KV pages. */
   readonly owned: readonly DeviceMemory[];
   readonly providerWhy: string;
+  readonly readBytesPerSecond: number;
+  readonly energy: EnergyMeter & { close(): void };
 }
 
 /** Attention within a graph is timed by itself once in so many steps, and for another batch. */
@@ -59,6 +61,9 @@ export class CudaRunner implements Runner {
   readonly tokenBytes: number;
   readonly maxRows: number;
   readonly planSpec: PlanSpec;
+  readonly readBytesPerSecond: number;
+  readonly energy: EnergyMeter;
+  readonly #closeEnergy: () => void;
   readonly #parts: CudaParts;
   readonly #forward: Forward;
   readonly #owned: readonly DeviceMemory[];
@@ -80,6 +85,9 @@ export class CudaRunner implements Runner {
     this.tokenBytes = options.tokenBytes;
     this.maxRows = parts.buffers.maxRows;
     this.planSpec = options.planSpec;
+    this.readBytesPerSecond = options.readBytesPerSecond;
+    this.energy = options.energy;
+    this.#closeEnergy = () => options.energy.close();
     this.#ops = new CudaOps(parts);
     this.#timer = new StepTimer(parts.cuda, parts.stream);
   }
@@ -210,6 +218,7 @@ export class CudaRunner implements Runner {
     if (this.#disposed) return;
     this.#disposed = true;
     const { cuda, stream, kernels, cublas, attention, buffers } = this.#parts;
+    this.#closeEnergy();
     this.#dropGraphs();
     this.#timer.free();
     this.#logitsStaging?.free();
