@@ -1,26 +1,25 @@
 /**
  * Tree attention on the device: holds the plan's image, the partials and the counters at fixed
- * addresses, and launches one kernel for a layer.
+ * addresses, brings them up to date before a step, and launches one kernel for a layer.
  * @module
  */
 import { FlashForgeError } from '../../base/errors.ts';
 import type { Forest } from '../../kvcache/forest.ts';
 import type { Plan } from '../../plan/plan.ts';
-import {
-  type Cuda,
-  type DeviceMemory,
-  type Kernel,
-  type Module,
-  type PinnedMemory,
-  packArguments,
-  type Stream,
-} from './driver.ts';
+import type { Cuda, DeviceMemory, Kernel, Module, Stream } from './driver.ts';
 import type { KernelLoader } from './kernel-loader.ts';
+import { packArguments } from './launch-arguments.ts';
+import { PlanGrowth } from './plan-growth.ts';
 import { PlanImageBuilder } from './plan-image.ts';
+import { Staging } from './staging.ts';
 import { type AttentionSpec, type Variant, variantFor } from './variants.ts';
 
 /** Letters of `struct Attention` in kernels/plan-image.cuh. */
 const ARGUMENTS = 'pppppppppffiiii';
+/** Those of `ff_plan_step` in kernels/plan-step.cuh, and its blocks. */
+const STEP_ARGUMENTS = 'pppppiii';
+const STEP_BLOCKS = 8;
+const STEP_THREADS = 256;
 const ABORTS: Readonly<Record<number, string>> = {
   1: 'a KV tile was never given back by its readers',
   2: 'a KV tile never arrived',
@@ -51,6 +50,8 @@ export interface AttentionOptions {
 /** Device memory that only grows; `grown` counts how often its address changed. */
 class Growing {
   #memory: DeviceMemory | undefined;
+  /** Kept until the next growth: what was enqueued before may still use it. */
+  #last: DeviceMemory | undefined;
   readonly #cuda: Cuda;
   grown = 0;
 
@@ -61,8 +62,8 @@ class Growing {
   /** At least `bytes`; new memory is zero. */
   reserve(bytes: number, stream: Stream): void {
     if (this.#memory && this.#memory.bytes >= bytes) return;
-    stream.synchronize();
-    this.#memory?.free();
+    this.#last?.free();
+    this.#last = this.#memory;
     this.#memory = this.#cuda.alloc(Math.ceil(bytes * 1.5));
     this.#cuda.fill(this.#memory.address, 0, this.#memory.bytes, stream);
     this.grown++;
@@ -72,11 +73,8 @@ class Growing {
     return this.#memory?.address ?? 0n;
   }
 
-  get bytes(): number {
-    return this.#memory?.bytes ?? 0;
-  }
-
   free(): void {
+    this.#last?.free();
     this.#memory?.free();
     this.#memory = undefined;
   }
@@ -88,6 +86,7 @@ export class TreeAttention {
   readonly #cuda: Cuda;
   readonly #module: Module;
   readonly #kernel: Kernel;
+  readonly #step: Kernel;
   readonly #image: Growing;
   readonly #partials: Growing;
   readonly #sums: Growing;
@@ -95,8 +94,12 @@ export class TreeAttention {
   readonly #positions: Growing;
   readonly #abort: DeviceMemory;
   readonly #builder: PlanImageBuilder;
-  #staging: PinnedMemory | undefined;
+  readonly #growth: PlanGrowth;
+  readonly #imageStaging: Staging;
+  readonly #stepStaging: Staging;
   #workers = 0;
+  /** Counters of the current plan, in words. */
+  #counterWords = 0;
 
   /** @throws FlashForgeError 'device' for a shape that no variant covers. */
   constructor(
@@ -111,6 +114,7 @@ export class TreeAttention {
     this.#module = loader.load('tree-attention.cu', this.variant.defines);
     this.#kernel = this.#module.kernel('ff_tree_attention', this.variant.sharedBytes);
     const growing = (): Growing => new Growing(this.#cuda);
+    this.#step = this.#module.kernel('ff_plan_step');
     this.#image = growing();
     this.#partials = growing();
     this.#sums = growing();
@@ -121,8 +125,11 @@ export class TreeAttention {
     const { groupRows, narrow } = this.variant;
     this.#builder = new PlanImageBuilder(
       { ...spec, groupRows, narrow, window: options.window ?? false },
-      (words) => this.#pinnedWords(words, stream),
+      (words) => this.#imageStaging.take(words),
     );
+    this.#growth = new PlanGrowth(this.#builder, spec.pageSize);
+    this.#imageStaging = new Staging(this.#cuda);
+    this.#stepStaging = new Staging(this.#cuda);
   }
 
   /** Bytes of one page of one layer: all KV heads, K and V. */
@@ -137,41 +144,56 @@ export class TreeAttention {
     return parts.reduce((sum, part) => sum + part.grown, this.#workers);
   }
 
-  #pinnedWords(words: number, stream: Stream): Int32Array {
-    stream.synchronize();
-    this.#staging?.free();
-    this.#staging = this.#cuda.pinned(words * 4);
-    return new Int32Array(this.#staging.buffer);
-  }
-
-  /** Copies the plan to the device; launches enqueued after this use it. */
-  setPlan(plan: Plan, forest: Forest, stream: Stream): void {
+  /**
+   * Launches enqueued after this use the plan. Waits for nothing that the stream still has to do.
+   * The plan of the last call costs only what has changed in the forest: rows' positions, and
+   * entries of leaves that have grown into a new unit. Returns whether the image was kept.
+   */
+  setPlan(plan: Plan, forest: Forest, stream: Stream): boolean {
     if (plan.kvHeads !== this.spec.kvHeads || plan.workers > this.#cuda.info.multiprocessors) {
       throw new FlashForgeError('device', 'the plan was made for another model or device');
     }
-    /* The staging memory may still be read by the copy of the last plan. */
-    stream.synchronize();
-    const { kvHeads, groupSize, headDim } = this.spec;
-    const { words, slots, merges } = this.#builder.build(plan, forest);
-    const partials = slots * kvHeads * groupSize;
-    this.#image.reserve(words.byteLength, stream);
-    this.#partials.reserve(partials * headDim * 4, stream);
-    this.#sums.reserve(partials * 8, stream);
-    this.#counters.reserve(merges * kvHeads * 8, stream);
-    this.#positions.reserve(plan.rows * 4, stream);
-    this.#workers = plan.workers;
-    this.#clearCounters(stream);
-    const staging = this.#staging as PinnedMemory;
-    this.#cuda.uploadAsync(this.#image.address, staging, words.byteLength, stream);
-    this.#cuda.upload(this.#positions.address, forest.rowPosition.subarray(0, plan.rows));
+    const patches = this.#growth.follow(plan, forest);
+    if (patches < 0) this.#newImage(plan, forest, stream);
+    this.#sendStep(plan.rows, forest, Math.max(0, patches), patches < 0, stream);
+    return patches >= 0;
   }
 
-  /** Launches count partials and ended blocks; a new plan starts from zero. */
-  #clearCounters(stream: Stream): void {
-    this.#cuda.fill(this.#abort.address + 4n, 0, 4, stream);
-    if (this.#counters.bytes > 0) {
-      this.#cuda.fill(this.#counters.address, 0, this.#counters.bytes, stream);
-    }
+  #newImage(plan: Plan, forest: Forest, stream: Stream): void {
+    const { kvHeads, groupSize, headDim } = this.spec;
+    const image = this.#builder.build(plan, forest);
+    const partials = image.slots * kvHeads * groupSize;
+    this.#image.reserve(image.words.byteLength, stream);
+    this.#partials.reserve(partials * headDim * 4, stream);
+    this.#sums.reserve(partials * 8, stream);
+    this.#counters.reserve(image.merges * kvHeads * 8, stream);
+    this.#positions.reserve(plan.rows * 4, stream);
+    this.#workers = plan.workers;
+    this.#counterWords = image.merges * kvHeads * 2;
+    this.#imageStaging.upload(this.#image.address, image.words.length, stream);
+    this.#growth.begin(plan, forest, image);
+  }
+
+  /**
+   * Enqueues the kernel that takes positions and patches from pinned memory, which costs less
+   * than a copy, and for a new plan clears what launches count: partials and ended blocks.
+   */
+  #sendStep(rows: number, forest: Forest, patches: number, clear: boolean, stream: Stream): void {
+    const words = this.#stepStaging.take(rows + patches * 2);
+    words.set(forest.rowPosition.subarray(0, rows));
+    words.set(this.#growth.patches.subarray(0, patches * 2), rows);
+    const args = packArguments(STEP_ARGUMENTS, [
+      this.#stepStaging.address,
+      this.#positions.address,
+      this.#image.address,
+      this.#counters.address,
+      this.#abort.address,
+      rows,
+      patches,
+      clear ? this.#counterWords : -1,
+    ]);
+    this.#cuda.launch(this.#step, { blocks: STEP_BLOCKS, threads: STEP_THREADS }, args, stream);
+    this.#stepStaging.sent(stream);
   }
 
   /** Enqueues the attention of one layer. */
@@ -198,6 +220,11 @@ export class TreeAttention {
     this.#cuda.launch(this.#kernel, { blocks: this.#workers, threads, sharedBytes }, args, stream);
   }
 
+  /** Device address of the abort code: 0, or what `raise` explains. */
+  get abortAddress(): bigint {
+    return this.#abort.address;
+  }
+
   /**
    * Waits for the stream and reads the abort flag.
    * @throws FlashForgeError 'device' if a wait on the device did not end.
@@ -206,12 +233,20 @@ export class TreeAttention {
     stream.synchronize();
     const code = new Int32Array(1);
     this.#cuda.download(code, this.#abort.address);
-    if (code[0] === 0) return;
+    this.raise(code[0], stream);
+  }
+
+  /**
+   * Does nothing for code 0; otherwise makes the next plan start anew.
+   * @throws FlashForgeError 'device' with the wait that the code of the abort flag stands for.
+   */
+  raise(code: number, stream: Stream): void {
+    if (code === 0) return;
+    this.#growth.forget();
     this.#cuda.fill(this.#abort.address, 0, 16, stream);
-    this.#clearCounters(stream);
     throw new FlashForgeError(
       'device',
-      `the attention kernel gave up: ${ABORTS[code[0]] ?? `code ${code[0]}`}`,
+      `the attention kernel gave up: ${ABORTS[code] ?? `code ${code}`}`,
     );
   }
 
@@ -219,7 +254,8 @@ export class TreeAttention {
     for (const part of [this.#image, this.#partials, this.#sums, this.#counters]) part.free();
     this.#positions.free();
     this.#abort.free();
-    this.#staging?.free();
+    this.#imageStaging.free();
+    this.#stepStaging.free();
     this.#module.free();
   }
 }

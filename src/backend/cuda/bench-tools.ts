@@ -7,16 +7,9 @@ import { ceilDiv, median } from '../../base/math.ts';
 import type { Forest } from '../../kvcache/forest.ts';
 import { type Workload, workloadForest } from '../../plan/workload.ts';
 import type { AttentionTensors } from './attention.ts';
-import {
-  type Cuda,
-  type DeviceMemory,
-  type Event,
-  type Kernel,
-  type Module,
-  packArguments,
-  type Stream,
-} from './driver.ts';
+import type { Cuda, DeviceMemory, Event, Kernel, Module, Stream } from './driver.ts';
 import type { KernelLoader } from './kernel-loader.ts';
+import { packArguments } from './launch-arguments.ts';
 import { type AttentionSpec, variantFor } from './variants.ts';
 
 const UNIT_TOKENS = 16;

@@ -20,6 +20,9 @@ const ATTRIBUTE = {
   sharedBytes: 97,
 } as const;
 const FUNCTION_SHARED_BYTES = 8;
+/** Flag of cuEventRecordWithFlags: a node of the graph that is being captured. */
+const EVENT_RECORD_EXTERNAL = 1;
+const STATUS_NOT_READY = 600;
 /** Statuses after which the context is unusable: launch failures, faults, a lost device. */
 const STICKY = new Set([46, 214, 700, 702, 714, 715, 716, 717, 718, 719, 720, 999]);
 /** More than CUDA takes for one kernel. */
@@ -59,6 +62,10 @@ export interface Stream {
 export interface Event {
   readonly handle: bigint;
   record(stream: Stream): void;
+  /** While the stream is captured: each replay of the graph records the event here. */
+  recordInGraph(stream: Stream): void;
+  /** Whether the device has passed the last record; throws what the device failed with. */
+  done(): boolean;
   synchronize(): void;
   free(): void;
 }
@@ -95,7 +102,9 @@ export class Cuda {
   readonly #library: DriverLibrary;
   readonly #device: number;
   #lost: string | undefined;
+  #closed = false;
   readonly #out = new BigUint64Array(1);
+  readonly #elapsedMs = new Float32Array(1);
   /** Launch arguments, the five words that point at them, and their size: never moved. */
   readonly #launchArguments = new Uint8Array(new ArrayBuffer(ARGUMENT_BYTES_MAX));
   readonly #launchSize = new BigUint64Array(new ArrayBuffer(64), 0, 1);
@@ -162,10 +171,13 @@ export class Cuda {
   check(name: keyof typeof DRIVER, ...args: Argument[]): void {
     if (this.#lost !== undefined) throw new FlashForgeError('device', this.#lost);
     const status = this.#library.call[name](...args);
-    if (status === 0) return;
+    if (status !== 0) this.#fail(name, status);
+  }
+
+  #fail(name: keyof typeof DRIVER, status: number): never {
     const message = `${name} failed: ${this.#statusText(status)}`;
     if (STICKY.has(status)) {
-      this.#lost = `the CUDA device can no longer be used (${message}); restart the process`;
+      this.#lost = `the CUDA device can no longer be used (${message}); load the model again`;
       throw new FlashForgeError('device', this.#lost);
     }
     throw new FlashForgeError('device', message);
@@ -236,6 +248,11 @@ export class Cuda {
     return [Number(this.#out[0]), Number(total[0])];
   }
 
+  /** Memory of the driver's in this process, valid while the driver keeps it. */
+  view(address: bigint, bytes: number): Uint8Array {
+    return new Uint8Array(this.#library.viewOf(address, bytes));
+  }
+
   upload(to: bigint, from: NodeJS.TypedArray): void {
     this.check('cuMemcpyHtoD_v2', to, from, from.byteLength);
   }
@@ -273,16 +290,25 @@ export class Cuda {
     return {
       handle,
       record: (stream) => this.check('cuEventRecord', handle, stream.handle),
+      recordInGraph: (stream) =>
+        this.check('cuEventRecordWithFlags', handle, stream.handle, EVENT_RECORD_EXTERNAL),
+      done: () => this.#isDone(handle),
       synchronize: () => this.check('cuEventSynchronize', handle),
       free: this.#own(() => this.check('cuEventDestroy_v2', handle)),
     };
   }
 
+  #isDone(event: bigint): boolean {
+    if (this.#lost !== undefined) throw new FlashForgeError('device', this.#lost);
+    const status = this.#library.call.cuEventQuery(event);
+    if (status !== 0 && status !== STATUS_NOT_READY) this.#fail('cuEventQuery', status);
+    return status === 0;
+  }
+
   /** Time between two recorded events, us. */
   elapsedUs(from: Event, to: Event): number {
-    const ms = new Float32Array(1);
-    this.check('cuEventElapsedTime', ms, from.handle, to.handle);
-    return ms[0] * 1000;
+    this.check('cuEventElapsedTime', this.#elapsedMs, from.handle, to.handle);
+    return this.#elapsedMs[0] * 1000;
   }
 
   load(cubin: Uint8Array): Module {
@@ -341,31 +367,24 @@ export class Cuda {
     this.check('cuCtxSynchronize');
   }
 
-  /** Gives the context back. Objects must have been freed before. */
+  /** From now on every call fails with this: for a device that does not come back. */
+  giveUp(why: string): void {
+    this.#lost ??= why;
+  }
+
+  /**
+   * Gives the context back. Objects must have been freed before. A context that the device lost
+   * is destroyed for the whole process, so that the next one is sound.
+   */
   close(): void {
-    if (this.#lost === undefined) this.check('cuDevicePrimaryCtxRelease_v2', this.#device);
+    const { call } = this.#library;
+    if (this.#closed) return;
+    this.#closed = true;
+    if (this.#lost !== undefined) call.cuDevicePrimaryCtxReset_v2(this.#device);
+    call.cuDevicePrimaryCtxRelease_v2(this.#device);
     this.#lost ??= 'the CUDA device was closed';
   }
 }
 
 const versionText = (version: number): string =>
   `${Math.floor(version / 1000)}.${Math.floor((version % 1000) / 10)}`;
-
-/**
- * Kernel parameters in C's layout: p = 8 bytes, i = int, f = float. The driver wants the exact
- * size, so that a struct must end without padding.
- */
-export function packArguments(letters: string, values: readonly (number | bigint)[]): Uint8Array {
-  const bytes = new Uint8Array(letters.length * 8);
-  const view = new DataView(bytes.buffer);
-  let at = 0;
-  for (let k = 0; k < letters.length; k++) {
-    const size = letters[k] === 'p' ? 8 : 4;
-    at = Math.ceil(at / size) * size;
-    if (letters[k] === 'p') view.setBigUint64(at, BigInt(values[k]), true);
-    else if (letters[k] === 'i') view.setInt32(at, Number(values[k]), true);
-    else view.setFloat32(at, Number(values[k]), true);
-    at += size;
-  }
-  return bytes.slice(0, at);
-}

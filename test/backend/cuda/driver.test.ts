@@ -5,7 +5,8 @@
  */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { Cuda, packArguments } from '../../../src/backend/cuda/driver.ts';
+import { Cuda } from '../../../src/backend/cuda/driver.ts';
+import { packArguments } from '../../../src/backend/cuda/launch-arguments.ts';
 import { libraryFolders, openDriver, openNvrtc } from '../../../src/backend/cuda/libraries.ts';
 import { FlashForgeError } from '../../../src/base/errors.ts';
 import { FakeDriver } from './fake-driver.ts';

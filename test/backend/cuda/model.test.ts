@@ -5,7 +5,7 @@
  */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { packArguments } from '../../../src/backend/cuda/driver.ts';
+import { packArguments } from '../../../src/backend/cuda/launch-arguments.ts';
 import { bucketOf, GRAPH_ROWS, isGraphBucket } from '../../../src/backend/cuda/model/buckets.ts';
 import { decoderDefines, ROTATE } from '../../../src/backend/cuda/model/cuda-ops.ts';
 import { rowsPerPiece } from '../../../src/backend/cuda/model/weight-upload.ts';

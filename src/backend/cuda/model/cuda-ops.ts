@@ -7,8 +7,9 @@
 import { ceilDiv } from '../../../base/math.ts';
 import type { DecoderOps } from '../../ops.ts';
 import type { TreeAttention } from '../attention.ts';
-import { type Cuda, type Kernel, type Module, packArguments } from '../driver.ts';
+import type { Cuda, Kernel, Module } from '../driver.ts';
 import type { KernelLoader } from '../kernel-loader.ts';
+import { packArguments } from '../launch-arguments.ts';
 import { type CudaBuffers, type HalfType, INPUTS, type InputName } from './cuda-model.ts';
 import { type ProductParts, runProduct } from './products.ts';
 

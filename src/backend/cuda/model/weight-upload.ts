@@ -11,15 +11,8 @@ import type {
   WeightName,
 } from '../../../checkpoint/checkpoint.ts';
 import { dequantize } from '../../../checkpoint/dequantize.ts';
-import {
-  type Cuda,
-  type DeviceMemory,
-  type Event,
-  type Kernel,
-  type PinnedMemory,
-  packArguments,
-  type Stream,
-} from '../driver.ts';
+import type { Cuda, DeviceMemory, Event, Kernel, PinnedMemory, Stream } from '../driver.ts';
+import { packArguments } from '../launch-arguments.ts';
 import type { CudaLayer, CudaModel, DenseMatrix, HalfType } from './cuda-model.ts';
 
 /** Bytes of one pinned buffer. */
