@@ -8,7 +8,7 @@ import { availableParallelism, cpus, freemem, totalmem } from 'node:os';
 import { findCompiler } from '../backend/cpu/native-compiler.ts';
 import { createProvider, type ProviderChoice } from '../backend/cpu/provider.ts';
 import { Cuda } from '../backend/cuda/driver.ts';
-import { openNvrtc } from '../backend/cuda/libraries.ts';
+import { findCompilation } from '../backend/cuda/kernel-loader.ts';
 import { nvrtcVersion } from '../backend/cuda/nvrtc.ts';
 import { cacheFolder } from '../base/env.ts';
 import { FlashForgeError } from '../base/errors.ts';
@@ -110,8 +110,11 @@ async function gpuText(): Promise<string> {
   return `${info.name}, ${info.arch}, ${gigabytes(info.memoryBytes)}`;
 }
 
+/** Which way CUDA kernels are made. */
 async function nvrtcText(): Promise<string> {
-  return `NVRTC ${nvrtcVersion(await openNvrtc()).join('.')}`;
+  const way = await findCompilation();
+  if (way.nvrtc) return `NVRTC ${nvrtcVersion(way.nvrtc).join('.')}, ${way.nvrtc.path}`;
+  return `the package's PTX of common models, compiled by the driver: ${way.reason}`;
 }
 
 /** What cannot be had is a finding with the reason. */

@@ -16,7 +16,7 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { join } from 'node:path';
-import { type Binary, compileOptions, type Sources } from './nvrtc.ts';
+import { compileOptions, type Sources } from './nvrtc.ts';
 
 /** Bytes of a cache folder before its least recently used files are deleted. */
 export const CACHE_BYTES_MAX = 256 * 2 ** 20;
@@ -29,7 +29,8 @@ export interface CacheKey {
   readonly sources: Sources;
   readonly arch: string;
   readonly defines: Readonly<Record<string, number>>;
-  readonly compilerVersion: readonly [number, number];
+  /** Which compiler, and its version. */
+  readonly compilerVersion: string;
   readonly driverVersion: number;
 }
 
@@ -43,11 +44,11 @@ export class KernelCache {
   }
 
   /** The binary for `key`, compiled by `compile` unless a sound copy is on disk. */
-  get(key: CacheKey, compile: () => Binary): Uint8Array {
+  get(key: CacheKey, compile: () => Uint8Array): Uint8Array {
     const path = join(this.folder, fileName(key));
     const stored = readSound(path);
     if (stored) return stored;
-    const { cubin } = compile();
+    const cubin = compile();
     this.#publish(path, cubin);
     return cubin;
   }
@@ -93,7 +94,7 @@ function fileName(key: CacheKey): string {
   const hash = createHash('sha256');
   for (const [name, text] of key.sources) hash.update(`${name}\0${text}\0`);
   hash.update(compileOptions(key.arch, key.defines).join(' '));
-  hash.update(` ${key.compilerVersion.join('.')} ${key.driverVersion}`);
+  hash.update(` ${key.compilerVersion} ${key.driverVersion}`);
   const stem = key.main.replace(/\.cu$/, '');
   return `${stem}-${key.arch}-${hash.digest('hex').slice(0, 32)}${SUFFIX}`;
 }

@@ -1,59 +1,116 @@
 /**
  * From a kernel source file and its constants to a module on the device: out of the cache on
- * disk, else through NVRTC.
+ * disk, else through NVRTC, else from the package's PTX, which the driver compiles.
  * @module
  */
 import { join } from 'node:path';
-import { cacheFolder } from '../../base/env.ts';
+import { cacheFolder, usesNvrtc } from '../../base/env.ts';
+import { FlashForgeError } from '../../base/errors.ts';
 import type { Cuda, Module } from './driver.ts';
 import { KernelCache } from './kernel-cache.ts';
 import { openNvrtc } from './libraries.ts';
 import { compile, nvrtcVersion, type Sources } from './nvrtc.ts';
+import { assemble } from './ptx-assembler.ts';
+import { findPtx, hasPtx, shippedPtx } from './shipped-ptx.ts';
 import type { NvrtcLibrary } from './signatures.ts';
 import { kernelSources } from './variants.ts';
 
+type Defines = Readonly<Record<string, number>>;
+
+/** What turns a source file into machine code for one device. */
+export interface KernelCompiler {
+  /** For people: what it is and where it was found. */
+  readonly name: string;
+  /** All that its results depend on besides sources and constants. */
+  readonly version: string;
+  /** @throws FlashForgeError 'compile'. */
+  cubin(main: string, defines: Defines): Uint8Array;
+}
+
 export class KernelLoader {
   readonly cuda: Cuda;
-  readonly #nvrtc: NvrtcLibrary;
+  readonly compiler: KernelCompiler;
   readonly #cache: KernelCache;
-  readonly #sources: Sources = kernelSources();
+  readonly #sources: Sources;
 
-  private constructor(cuda: Cuda, nvrtc: NvrtcLibrary, cache: KernelCache) {
+  constructor(cuda: Cuda, compiler: KernelCompiler, cache: KernelCache, sources: Sources) {
     this.cuda = cuda;
-    this.#nvrtc = nvrtc;
+    this.compiler = compiler;
     this.#cache = cache;
+    this.#sources = sources;
   }
 
-  /** @throws FlashForgeError 'compile' without NVRTC. */
+  /** @throws FlashForgeError 'compile' with neither NVRTC nor PTX in the package. */
   static async open(cuda: Cuda, folder: string = defaultCacheFolder()): Promise<KernelLoader> {
-    return new KernelLoader(cuda, await openNvrtc(), new KernelCache(folder));
-  }
-
-  /** Where NVRTC was found. */
-  get compilerPath(): string {
-    return this.#nvrtc.path;
+    const sources = kernelSources();
+    const compiler = await openCompiler(cuda, sources);
+    return new KernelLoader(cuda, compiler, new KernelCache(folder), sources);
   }
 
   /** @throws FlashForgeError 'compile' with the log, 'device' if the module does not load. */
-  load(main: string, defines: Readonly<Record<string, number>>): Module {
+  load(main: string, defines: Defines): Module {
     const { arch, driverVersion } = this.cuda.info;
-    const key = {
-      main,
-      sources: this.#sources,
-      arch,
-      defines,
-      driverVersion,
-      compilerVersion: nvrtcVersion(this.#nvrtc),
-    };
-    const cubin = this.#cache.get(key, () =>
-      compile(this.#nvrtc, this.#sources, main, arch, defines),
-    );
-    return this.cuda.load(cubin);
+    const compilerVersion = this.compiler.version;
+    const sources = this.#sources;
+    const key = { main, sources, arch, defines, driverVersion, compilerVersion };
+    return this.cuda.load(this.#cache.get(key, () => this.compiler.cubin(main, defines)));
   }
 }
 
-/** FLASHFORGE_CACHE, else the user's cache folder. */
-export function defaultCacheFolder(env: NodeJS.ProcessEnv = process.env): string {
-  const base = env.FLASHFORGE_CACHE || cacheFolder();
-  return join(base, 'cuda');
+/** NVRTC where it is, else the package's PTX. */
+async function openCompiler(cuda: Cuda, sources: Sources): Promise<KernelCompiler> {
+  const way = await findCompilation();
+  return way.nvrtc
+    ? nvrtcCompiler(cuda, sources, way.nvrtc)
+    : ptxCompiler(cuda, sources, way.reason);
 }
+
+/**
+ * How this machine gets kernels: by NVRTC, or by the package's PTX for the reason given.
+ * @throws FlashForgeError 'compile' with neither of both.
+ */
+export async function findCompilation(): Promise<
+  { readonly nvrtc: NvrtcLibrary } | { readonly nvrtc: undefined; readonly reason: string }
+> {
+  if (!usesNvrtc()) {
+    if (hasPtx()) return { nvrtc: undefined, reason: 'FLASHFORGE_NVRTC is off' };
+    throw new FlashForgeError(
+      'compile',
+      'FLASHFORGE_NVRTC is off, and this package was made without PTX: unset it',
+    );
+  }
+  try {
+    return { nvrtc: await openNvrtc() };
+  } catch (error) {
+    if (!(error instanceof FlashForgeError) || !hasPtx()) throw error;
+    return { nvrtc: undefined, reason: error.message };
+  }
+}
+
+function nvrtcCompiler(cuda: Cuda, sources: Sources, nvrtc: NvrtcLibrary): KernelCompiler {
+  const version = `nvrtc ${nvrtcVersion(nvrtc).join('.')}`;
+  return {
+    name: `${version.toUpperCase()} (${nvrtc.path})`,
+    version,
+    cubin: (main, defines) => compile(nvrtc, sources, main, cuda.info.arch, defines).cubin,
+  };
+}
+
+function ptxCompiler(cuda: Cuda, sources: Sources, reason: string): KernelCompiler {
+  return {
+    name: "the package's PTX, compiled by the driver",
+    version: 'ptx',
+    cubin: (main, defines) => {
+      const ptx = findPtx(shippedPtx(sources, main, cuda.info.arch, defines));
+      if (ptx !== undefined) return assemble(cuda, main, ptx);
+      throw new FlashForgeError(
+        'compile',
+        `the package has no PTX of ${main} for this model's shape on ${cuda.info.arch}, and it ` +
+          `cannot be compiled: ${reason}`,
+      );
+    },
+  };
+}
+
+/** FLASHFORGE_CACHE, else the user's cache folder. */
+export const defaultCacheFolder = (): string => join(cacheFolder(), 'cuda');

@@ -70,6 +70,40 @@ export function compile(
   arch: string,
   defines: Readonly<Record<string, number>>,
 ): Binary {
+  const options = compileOptions(arch, defines);
+  return withProgram(library, sources, main, options, (program, log) => ({
+    cubin: readResult(library, program, 'CUBIN'),
+    log,
+  }));
+}
+
+/**
+ * The same as text that drivers compile, for the virtual architecture `arch` ('compute_90a').
+ * @throws FlashForgeError 'compile' with the compiler's log.
+ */
+export function compileToPtx(
+  library: NvrtcLibrary,
+  sources: Sources,
+  main: string,
+  arch: string,
+  defines: Readonly<Record<string, number>>,
+): string {
+  const options = compileOptions(arch, defines);
+  const bytes = withProgram(library, sources, main, options, (program) =>
+    readResult(library, program, 'PTX'),
+  );
+  // Without the C string's end.
+  return new TextDecoder().decode(bytes.subarray(0, -1));
+}
+
+/** Hands the compiled program and its log to `use`. */
+function withProgram<T>(
+  library: NvrtcLibrary,
+  sources: Sources,
+  main: string,
+  optionList: readonly string[],
+  use: (program: bigint, log: string) => T,
+): T {
   const { call } = library;
   const headers = [...sources.keys()].filter((name) => name !== main);
   const contents = new StringList(
@@ -77,37 +111,37 @@ export function compile(
     headers.map((name) => sources.get(name) ?? ''),
   );
   const names = new StringList(library, headers);
-  const options = new StringList(library, compileOptions(arch, defines));
+  const options = new StringList(library, optionList);
   const program = new BigUint64Array(1);
-  const check = (name: string, status: number): void => {
-    if (status === 0) return;
-    throw new FlashForgeError('compile', `${name} failed with status ${status} on ${main}`);
-  };
-  check(
-    'nvrtcCreateProgram',
-    call.nvrtcCreateProgram(
-      program,
-      sources.get(main) ?? '',
-      main,
-      headers.length,
-      contents.pointers,
-      names.pointers,
-    ),
+  const [count, source] = [headers.length, sources.get(main) ?? ''];
+  const created = call.nvrtcCreateProgram(
+    ...([program, source, main, count, contents.pointers, names.pointers] as const),
   );
+  check('nvrtcCreateProgram', created);
   try {
     const status = call.nvrtcCompileProgram(program[0], options.count, options.pointers);
     const log = readText(library, program[0]);
     if (status !== 0) {
+      const [, arch] = optionList[0].split('=');
       throw new FlashForgeError('compile', `${main} does not compile for ${arch}: ${log.trim()}`);
     }
-    const size = new BigUint64Array(1);
-    check('nvrtcGetCUBINSize', call.nvrtcGetCUBINSize(program[0], size));
-    const cubin = new Uint8Array(Number(size[0]));
-    check('nvrtcGetCUBIN', call.nvrtcGetCUBIN(program[0], cubin));
-    return { cubin, log };
+    return use(program[0], log);
   } finally {
     call.nvrtcDestroyProgram(program);
   }
+}
+
+function check(name: string, status: number): void {
+  if (status === 0) return;
+  throw new FlashForgeError('compile', `${name} failed with status ${status}`);
+}
+
+function readResult(library: NvrtcLibrary, program: bigint, kind: 'CUBIN' | 'PTX'): Uint8Array {
+  const size = new BigUint64Array(1);
+  check(`nvrtcGet${kind}Size`, library.call[`nvrtcGet${kind}Size`](program, size));
+  const bytes = new Uint8Array(Number(size[0]));
+  check(`nvrtcGet${kind}`, library.call[`nvrtcGet${kind}`](program, bytes));
+  return bytes;
 }
 
 /** The command line of a compilation, without the file's name. */

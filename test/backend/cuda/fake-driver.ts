@@ -8,10 +8,9 @@ import { DRIVER, type DriverLibrary } from '../../../src/backend/cuda/signatures
 const ATTRIBUTES: Readonly<Record<number, number>> = {
   16: 132,
   38: 50 * 2 ** 20,
-  75: 9,
-  76: 0,
   97: 227 * 1024,
 };
+const [MAJOR, MINOR] = [75, 76];
 /** Calls that create an object into their first parameter, and the ones that end it. */
 const CREATES = new Map([
   ['cuMemAlloc_v2', 'memory'],
@@ -37,10 +36,18 @@ export class FakeDriver {
   readonly living = new Map<string, number>();
   /** Launches: blocks, threads and shared bytes. */
   readonly launches: { blocks: number; threads: number; sharedBytes: number }[] = [];
+  /** PTX programs that were made into machine code. */
+  linked = 0;
   driverVersion = 13000;
   devices = 1;
   #next = 1n << 40n;
+  readonly #attributes: Readonly<Record<number, number>>;
   readonly #host = new Map<bigint, ArrayBuffer>();
+
+  constructor(capability = '9.0') {
+    const [major, minor] = capability.split('.').map(Number);
+    this.#attributes = { ...ATTRIBUTES, [MAJOR]: major, [MINOR]: minor };
+  }
 
   get library(): DriverLibrary {
     const call: Record<string, (...args: never[]) => number> = {};
@@ -74,10 +81,14 @@ export class FakeDriver {
     if (name === 'cuDriverGetVersion') out[0] = this.driverVersion;
     if (name === 'cuDeviceGetCount') out[0] = this.devices;
     if (name === 'cuDeviceGetName') new TextEncoder().encodeInto('Fake', args[0] as Uint8Array);
-    if (name === 'cuDeviceGetAttribute') out[0] = ATTRIBUTES[args[1] as number];
+    if (name === 'cuDeviceGetAttribute') out[0] = this.#attributes[args[1] as number];
     if (name === 'cuDeviceTotalMem_v2') out[0] = 1n << 37n;
     if (name === 'cuMemGetInfo_v2') out[0] = (args[1] as BigUint64Array)[0] = 1n << 37n;
     if (name === 'cuModuleGetFunction') out[0] = this.#next;
+    if (name === 'cuLinkComplete') {
+      (args[2] as BigUint64Array)[0] = 16n;
+      this.linked++;
+    }
     if (name === 'cuStreamEndCapture') (args[1] as BigUint64Array)[0] = this.#next;
     if (name === 'cuLaunchKernel') {
       const [, blocks, , , threads, , , sharedBytes] = args as number[];
