@@ -1,7 +1,8 @@
 /**
  * A plan as the kernel reads it: one block of 32-bit words, copied to a fixed device address.
  * The layout is that of kernels/plan-image.cuh. Workers' records come first and hold their first
- * item and its first entries, so that a block's first KV copies wait for one read only.
+ * item and its first entries, so that a block's first KV copies wait for one read only. Tasks with
+ * growing leaves have room for more entries, which plan-growth.ts fills in over the steps.
  * @module
  */
 import { assert } from '../../base/errors.ts';
@@ -9,15 +10,15 @@ import type { Forest } from '../../kvcache/forest.ts';
 import { OPEN_END, type Plan } from '../../plan/plan.ts';
 
 /** Sizes in 32-bit words, as in plan-image.cuh. */
-const WORKER_WORDS = 144;
-const WORKER_FIRST_ITEM = 8;
-const WORKER_ENTRIES = 16;
-const FIRST_ENTRIES = 32;
-const ITEM_WORDS = 8;
-const ENTRY_WORDS = 4;
+export const WORKER_WORDS = 144;
+export const WORKER_FIRST_ITEM = 8;
+export const WORKER_ENTRIES = 16;
+export const FIRST_ENTRIES = 32;
+export const ITEM_WORDS = 8;
+export const ENTRY_WORDS = 4;
 const ROW_WORDS = 2;
 const MERGE_WORDS = 4;
-const UNIT_TOKENS = 16;
+export const UNIT_TOKENS = 16;
 const NARROW = 1 << 17;
 /** Entries of a tile of 64 tokens. */
 const TILE_ENTRIES = 4;
@@ -29,7 +30,9 @@ const NARROW_US = 0.35;
 /** Partials of a row up to which one worker merges all query heads of its KV head. */
 const TOGETHER_MAX = 24;
 const WIDE_US = 0.6;
-const CAUSAL = 1 << 16;
+export const CAUSAL = 1 << 16;
+/** Units by which the leaf of an open segment may grow before a new image is needed. */
+const GROWTH_UNITS = 4;
 
 /** What the image depends on besides the plan. */
 export interface ImageShape {
@@ -44,29 +47,40 @@ export interface ImageShape {
   readonly window?: boolean;
 }
 
+/** All arrays are valid until the next call of the same builder. */
 export interface PlanImage {
-  /** Valid until the next call of the same builder. */
   readonly words: Int32Array;
   /** Partial slots and merge counters that the launch needs. */
   readonly slots: number;
   readonly merges: number;
+  /** Words at which items and entries begin. */
+  readonly items: number;
+  readonly entries: number;
+  /** (tasks + 1) first entry of each task, room for growth included; (tasks) entries in use. */
+  readonly taskEntry: Int32Array;
+  readonly taskCount: Int32Array;
+  /** True if leaves may grow: then no row is beyond the end of its open segments. */
+  readonly growable: boolean;
 }
 
 /** Builds images; keeps its memory between calls. */
 export class PlanImageBuilder {
-  #words: Int32Array;
+  #words: Int32Array = new Int32Array(0);
   readonly #shape: ImageShape;
   readonly #queues: number[][] = Array.from({ length: WIDE + 1 }, () => []);
   #scratch = new Int32Array(0);
   readonly #target: (words: number) => Int32Array;
   #taskEntry = new Int32Array(0);
+  #taskCount = new Int32Array(0);
+  /** (tasks) 1 if warps compute by themselves on what is for their rows alone. */
+  #taskAlone = new Uint8Array(0);
   #taskPartials = new Int32Array(0);
+  #growable = true;
 
-  /** @param target gives memory for so many words. */
+  /** @param target gives memory for so many words, asked once a build. */
   constructor(shape: ImageShape, target = (words: number): Int32Array => new Int32Array(words)) {
     this.#shape = shape;
     this.#target = target;
-    this.#words = target(1 << 16);
   }
 
   build(plan: Plan, forest: Forest): PlanImage {
@@ -76,18 +90,38 @@ export class PlanImageBuilder {
     const entries = merges + plan.merges * plan.kvHeads * MERGE_WORDS;
     const rows = entries + entryTotal * ENTRY_WORDS;
     const total = rows + plan.taskDestination[plan.tasks] * ROW_WORDS;
-    if (this.#words.length < total) this.#words = this.#target(Math.ceil(total * 1.25));
+    this.#words = this.#target(total);
 
     this.#writeEntries(plan, forest, entries);
     this.#writeRows(plan, rows);
     this.#writeItems(plan, items, entries, rows);
     this.#writeMerges(plan, merges);
-    return { words: this.#words.subarray(0, total), slots: plan.slots, merges: plan.merges };
+    return {
+      words: this.#words.subarray(0, total),
+      slots: plan.slots,
+      merges: plan.merges,
+      items,
+      entries,
+      taskEntry: this.#taskEntry,
+      taskCount: this.#taskCount,
+      growable: this.#growable,
+    };
   }
 
-  /** Fills taskEntry (tasks + 1) with running counts; returns the total. */
+  /** Flags of an entry that is added to a task for an interval of its rows. */
+  addedFlags(task: number, low: number, high: number): number {
+    return this.#taskAlone[task] === 1 && this.#queueOf(low, high) < WIDE
+      ? CAUSAL | NARROW
+      : CAUSAL;
+  }
+
+  /** Fills taskEntry (tasks + 1) with running counts, room included; returns the total. */
   #countEntries(plan: Plan, forest: Forest): number {
-    if (this.#taskEntry.length <= plan.tasks) this.#taskEntry = new Int32Array(plan.tasks * 2 + 1);
+    if (this.#taskEntry.length <= plan.tasks) {
+      this.#taskEntry = new Int32Array(plan.tasks * 2 + 1);
+      this.#taskCount = new Int32Array(plan.tasks * 2);
+      this.#taskAlone = new Uint8Array(plan.tasks * 2);
+    }
     let total = 0;
     for (let task = 0; task < plan.tasks; task++) {
       this.#taskEntry[task] = total;
@@ -96,6 +130,7 @@ export class PlanImageBuilder {
         const end = slot + segmentEnd(plan, forest, s);
         const first = Math.floor((slot + plan.segmentBegin[s]) / UNIT_TOKENS);
         total += Math.max(0, Math.ceil(end / UNIT_TOKENS) - first);
+        if (plan.segmentEnd[s] === OPEN_END) total += GROWTH_UNITS;
       }
     }
     this.#taskEntry[plan.tasks] = total;
@@ -105,10 +140,11 @@ export class PlanImageBuilder {
   #writeEntries(plan: Plan, forest: Forest, at: number): void {
     const words = this.#words;
     const units = this.#shape.pageSize / UNIT_TOKENS;
-    let out = at;
+    this.#growable = true;
     for (let task = 0; task < plan.tasks; task++) {
       const taskRow = plan.taskRowBegin[task];
-      const taskAt = out;
+      const taskAt = at + this.#taskEntry[task] * ENTRY_WORDS;
+      let out = taskAt;
       for (let s = plan.taskSegment[task]; s < plan.taskSegment[task + 1]; s++) {
         const node = plan.segmentNode[s];
         const slot = forest.firstSlot[node];
@@ -122,11 +158,13 @@ export class PlanImageBuilder {
           ? 0
           : leastPosition(forest, rowBegin, rowEnd) - position;
         const pages = forest.pageBegin[node];
+        const open = plan.segmentEnd[s] === OPEN_END && this.#seesNoMore(forest, s, plan);
         for (let unit = Math.floor(begin / UNIT_TOKENS); unit * UNIT_TOKENS < end; unit++) {
           const first = unit * UNIT_TOKENS;
           const page = forest.pages[pages + Math.floor(unit / units)];
           const low = begin > first ? begin - first : 0;
-          const high = end - first < UNIT_TOKENS ? end - first : UNIT_TOKENS;
+          /* Positions end a growing unit, not its count: they are renewed in every step. */
+          const high = end - first < UNIT_TOKENS && !open ? end - first : UNIT_TOKENS;
           words[out] = page * units + (unit % units);
           words[out + 1] = position + first;
           words[out + 2] = rows;
@@ -134,16 +172,28 @@ export class PlanImageBuilder {
           out += ENTRY_WORDS;
         }
       }
-      this.#alternate(taskAt, out, plan.taskRowEnd[task] - taskRow > this.#shape.groupRows);
+      const shared = plan.taskRowEnd[task] - taskRow > this.#shape.groupRows;
+      this.#taskCount[task] = (out - taskAt) / ENTRY_WORDS;
+      this.#taskAlone[task] = this.#alternate(taskAt, out, shared) ? 1 : 0;
     }
+  }
+
+  /** Whether an open segment's rows are all within its node; else its end must be written down. */
+  #seesNoMore(forest: Forest, segment: number, plan: Plan): boolean {
+    const node = plan.segmentNode[segment];
+    const end = forest.start[node] + forest.length[node];
+    for (let row = plan.segmentRowBegin[segment]; row < plan.segmentRowEnd[segment]; row++) {
+      if (forest.rowPosition[row] >= end) this.#growable = false;
+    }
+    return this.#growable;
   }
 
   /**
    * Puts a task's entries into the order in which all warps are busy: first what is for many rows,
    * then what is for the rows of one warp or two, one entry for each warp in turn. Where warps
-   * do not compute by themselves, their groups take turns, a tile each.
+   * do not compute by themselves, their groups take turns, a tile each. Returns whether they do.
    */
-  #alternate(from: number, to: number, shared: boolean): void {
+  #alternate(from: number, to: number, shared: boolean): boolean {
     const words = this.#words;
     if (this.#scratch.length < to - from) this.#scratch = new Int32Array((to - from) * 2);
     const old = this.#scratch.subarray(0, to - from);
@@ -161,7 +211,7 @@ export class PlanImageBuilder {
     const narrow = old.length / ENTRY_WORDS - wide.length;
     const narrowUs = (longest * NARROW_US) / (shared ? 1 : 2);
     const alone = this.#shape.narrow && narrowUs < (narrow / TILE_ENTRIES) * WIDE_US;
-    if (!alone && !shared) return;
+    if (!alone && !shared) return false;
     const copy = (at: number, flag: number): void => {
       for (let k = 0; k < ENTRY_WORDS; k++) words[out++] = old[at + k];
       words[out - 1] |= flag;
@@ -173,13 +223,14 @@ export class PlanImageBuilder {
           if (i < queues[queue].length) copy(queues[queue][i], NARROW);
         }
       }
-      return;
+      return true;
     }
     const half = WIDE / 2;
     const sides = [queues.slice(0, half).flat(), queues.slice(half, WIDE).flat()];
     for (let i = 0; i < Math.max(sides[0].length, sides[1].length); i += TILE_ENTRIES) {
       for (const side of sides) for (const at of side.slice(i, i + TILE_ENTRIES)) copy(at, 0);
     }
+    return false;
   }
 
   /** Number of the warp that the rows belong to, or WIDE. */
@@ -230,7 +281,7 @@ export class PlanImageBuilder {
         const task = Math.floor(plan.schedule[i] / plan.kvHeads);
         const out = at + i * ITEM_WORDS;
         words[out] = entries / ENTRY_WORDS + this.#taskEntry[task];
-        words[out + 1] = this.#taskEntry[task + 1] - this.#taskEntry[task];
+        words[out + 1] = this.#taskCount[task];
         words[out + 2] = plan.taskRowBegin[task];
         words[out + 3] = plan.taskRowEnd[task] - plan.taskRowBegin[task];
         words[out + 4] = plan.schedule[i] % plan.kvHeads;

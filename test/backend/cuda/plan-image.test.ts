@@ -5,13 +5,16 @@
  */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { PlanGrowth } from '../../../src/backend/cuda/plan-growth.ts';
 import { PlanImageBuilder } from '../../../src/backend/cuda/plan-image.ts';
 import { defaultCudaProfile } from '../../../src/backend/cuda/profile.ts';
+import { growLeaves, scatteredForest } from '../../../src/backend/cuda/scattered-forest.ts';
 import { variantFor } from '../../../src/backend/cuda/variants.ts';
 import { randomStream } from '../../../src/base/math.ts';
 import type { Forest } from '../../../src/kvcache/forest.ts';
-import { DEFAULT_PLAN_OPTIONS, Planner } from '../../../src/plan/make-plan.ts';
-import type { Plan, PlanOptions } from '../../../src/plan/plan.ts';
+import { DEFAULT_PLAN_OPTIONS, Planner, type ReusablePlan } from '../../../src/plan/make-plan.ts';
+import type { PlanOptions } from '../../../src/plan/plan.ts';
+import { planStillGood } from '../../../src/plan/plan-reuse.ts';
 import { type Workload, workloadForest } from '../../../src/plan/workload.ts';
 
 const PAGE_SIZES = [16, 32, 64];
@@ -31,7 +34,12 @@ function randomWorkload(random: () => number): Workload {
   };
 }
 
-function planOf(workload: Workload, forest: Forest, pageSize: number, options: PlanOptions): Plan {
+function planOf(
+  workload: Workload,
+  forest: Forest,
+  pageSize: number,
+  options: PlanOptions,
+): ReusablePlan {
   const groupSize = workload.queryHeads / workload.kvHeads;
   const { kvHeads, headDim } = workload;
   const variant = variantFor({ headDim, groupSize, kvHeads, pageSize, dtype: 'f16' }, 'sm_90a');
@@ -51,6 +59,7 @@ function planOf(workload: Workload, forest: Forest, pageSize: number, options: P
 function walk(
   words: Int32Array,
   workers: number,
+  rowPosition: Int32Array,
 ): {
   seen: Map<string, number[]>;
   unit: Map<string, number>;
@@ -82,7 +91,9 @@ function walk(
           assert.ok(r < rows);
           const key = `${rowBegin + r} ${head}`;
           const list = seen.get(key) ?? [];
+          const causal = (tokens & (1 << 16)) !== 0;
           for (let t = tokens & 255; t < ((tokens >> 8) & 255); t++) {
+            if (causal && position + t > rowPosition[rowBegin + r]) continue;
             list.push(position + t);
             unit.set(`${rowBegin + r} ${position + t}`, page * 16 + t);
           }
@@ -131,7 +142,7 @@ for (const options of [
       const plan = planOf(workload, forest, pageSize, options);
       const { words, merges } = builders[round % 3].build(plan, forest);
       assert.equal(merges, plan.merges);
-      const walked = walk(words, plan.workers);
+      const walked = walk(words, plan.workers, forest.rowPosition);
       for (let row = 0; row < forest.rows; row++) {
         const want = Array.from({ length: forest.rowPosition[row] + 1 }, (_, i) => i);
         for (let head = 0; head < workload.kvHeads; head++) {
@@ -155,3 +166,102 @@ for (const options of [
     }
   });
 }
+
+/** Every row of the image sees positions 0 to its own, each in the slot of its node's page. */
+function checkRows(words: Int32Array, workers: number, forest: Forest, pageSize: number): void {
+  const { seen, unit } = walk(words, workers, forest.rowPosition);
+  const { pages, pageBegin, firstSlot, start, length } = forest;
+  for (let row = 0; row < forest.rows; row++) {
+    const want = Array.from({ length: forest.rowPosition[row] + 1 }, (_, i) => i);
+    const got = (seen.get(`${row} 0`) ?? []).sort((a, b) => a - b);
+    assert.deepEqual(got, want, `row ${row}`);
+  }
+  for (let node = 0; node < forest.nodes; node++) {
+    const row = forest.rowBegin[node];
+    if (row === forest.rowEnd[node]) continue;
+    for (let token = 0; token < length[node]; token++) {
+      const position = start[node] + token;
+      if (position > forest.rowPosition[row]) break;
+      const slot = firstSlot[node] + token;
+      const page = pages[pageBegin[node] + Math.floor(slot / pageSize)];
+      assert.equal(unit.get(`${row} ${position}`), page * pageSize + (slot % pageSize));
+    }
+  }
+}
+
+test('an image follows leaves that grow, by the words that change', () => {
+  const random = randomStream(11);
+  let [kept, built] = [0, 0];
+  for (let round = 0; round < 24; round++) {
+    const pageSize = PAGE_SIZES[round % 3];
+    const workload = { ...randomWorkload(random), kvHeads: 1 + (round % 2), queryHeads: 4 };
+    const { forest } = scatteredForest(workload, pageSize, 200, random);
+    const shape = { pageSize, groupSize: 1, groupRows: 9, narrow: round % 4 !== 1 };
+    const builder = new PlanImageBuilder(shape);
+    const growth = new PlanGrowth(builder, pageSize);
+    const most = round % 5 === 0 ? 20 : 3;
+    let plan = planOf(workload, forest, pageSize, DEFAULT_PLAN_OPTIONS);
+    let device = new Int32Array(0);
+    for (let step = 0; step < 40; step++) {
+      if (step > 0) growLeaves(forest, () => Math.floor(random() * most));
+      if (
+        forest.length.some((tokens, n) => tokens + forest.firstSlot[n] > room(forest, n, pageSize))
+      )
+        break;
+      if (!planStillGood(plan, forest)) {
+        plan = planOf(workload, forest, pageSize, DEFAULT_PLAN_OPTIONS);
+      }
+      const patches = growth.follow(plan, forest);
+      if (patches < 0) {
+        const image = builder.build(plan, forest);
+        growth.begin(plan, forest, image);
+        device = image.words.slice();
+        built++;
+      } else {
+        kept++;
+        for (let i = 0; i < patches; i++) {
+          device[growth.patches[i * 2]] = growth.patches[i * 2 + 1];
+        }
+      }
+      if (step % 4 === 3) checkRows(device, plan.workers, forest, pageSize);
+    }
+  }
+  assert.ok(kept > 3 * built, `${kept} steps kept an image that was built ${built} times`);
+});
+
+const room = (forest: Forest, node: number, pageSize: number): number =>
+  (forest.pageBegin[node + 1] - forest.pageBegin[node]) * pageSize;
+
+test('an image is built anew where more than leaves has changed', () => {
+  const random = randomStream(5);
+  const workload = { ...randomWorkload(random), tokens: new Int32Array(8).fill(100) };
+  const tree = { ...workload, parent: Int32Array.of(-1, 0, 0, 1, 1, 2, 2, 0) };
+  const requests = Int32Array.of(3, 4, 5, 6, 7);
+  const changes: ((forest: Forest) => void)[] = [
+    (forest) => (forest.pages[3] = 1000),
+    (forest) => forest.length[0]++,
+    (forest) => forest.rowPosition[0]--,
+    (forest) => forest.rowPosition[0]++,
+    (forest) => forest.firstSlot[2]++,
+    (forest) => growLeaves(forest, () => 90),
+  ];
+  for (const change of changes) {
+    const { forest } = scatteredForest({ ...tree, requests }, 16, 200, random);
+    const builder = new PlanImageBuilder({
+      pageSize: 16,
+      groupSize: 1,
+      groupRows: 9,
+      narrow: true,
+    });
+    const growth = new PlanGrowth(builder, 16);
+    const plan = planOf(workload, forest, 16, DEFAULT_PLAN_OPTIONS);
+    growth.begin(plan, forest, builder.build(plan, forest));
+    assert.equal(growth.follow(plan, forest), 0, 'nothing has changed');
+    growLeaves(forest, () => 2);
+    assert.ok(growth.follow(plan, forest) >= 0, 'leaves have grown');
+    assert.equal(growth.follow({ ...plan }, forest), -1, 'another plan');
+    growth.begin(plan, forest, builder.build(plan, forest));
+    change(forest);
+    assert.equal(growth.follow(plan, forest), -1);
+  }
+});

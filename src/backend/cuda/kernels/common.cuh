@@ -198,6 +198,21 @@ __device__ __forceinline__ float2 load_l2(const float2* p) {
   return v;
 }
 
+/* ---- between kernels launched programmatically dependent; nothing without that attribute ---- */
+
+/* The next kernel's blocks may come as soon as all of this one's have: they wait by themselves. */
+__device__ __forceinline__ void dependents_launch() {
+#if FF_HOPPER
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+/* Until the kernels before this one have ended and their writes can be read. */
+__device__ __forceinline__ void dependency_wait() {
+#if FF_HOPPER
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 /* ---- arithmetic ---- */
 
 __device__ __forceinline__ float exp2_fast(float x) {

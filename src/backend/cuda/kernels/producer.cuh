@@ -69,6 +69,7 @@ struct Producer {
     Entry held = load_entry(&worker->entries[lane]);
     Item item = load_item(&worker->first);
     if (items == 0) return;
+    dependency_wait(); /* the plan was here before; KV of this step's tokens may not be */
     const Item* list = reinterpret_cast<const Item*>(a.image) + __ldg(&worker->item_begin);
     for (int i = 0; i < items; i++) {
       /* The next item's record and first entries are on their way while this one is read. */

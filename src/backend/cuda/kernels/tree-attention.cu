@@ -6,6 +6,7 @@
  * Variant constants come from the compiler's command line (see kernel-variants.ts).
  */
 #include "epilogue.cuh"
+#include "plan-step.cuh"
 #include "producer.cuh"
 
 struct Shape {
@@ -39,8 +40,6 @@ struct Shape {
 __device__ __forceinline__ void consume_items(const Attention& a, Shape::Shared& shared, int warp,
                                               int lane) {
   Consumer<Shape> consumer{a, shared, warp / 4, warp % 4, lane};
-  LaunchCount launch(a, Shape::kGroups);
-  Epilogue<Shape> epilogue{consumer, launch};
   const u32 buffer =
       smem_address(shared.bulk.kv) + warp * Merger<Shape>::kAtOnce * Merger<Shape>::kPartialBytes;
   Merger<Shape> merger{a, buffer, warp, lane};
@@ -50,6 +49,9 @@ __device__ __forceinline__ void consume_items(const Attention& a, Shape::Shared&
   Item next = load_item(&worker->first), after = next, current = next;
   if (items > 1) after = load_item(list + 1);
   merger.open();
+  dependency_wait(); /* for queries, and for the last launch's counters */
+  LaunchCount launch(a, Shape::kGroups);
+  Epilogue<Shape> epilogue{consumer, launch};
   /* Round -1 only fetches the first item's queries. */
   for (int i = -1; i < items; i++) {
     const u32 q = smem_address(shared.bulk.q[consumer.group][i & (Shape::kQueryBuffers - 1)]);
@@ -82,6 +84,7 @@ extern "C" __global__ void __launch_bounds__(FF_THREADS, 1)
   typename Shape::Shared& shared = *reinterpret_cast<typename Shape::Shared*>(raw);
   const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
 
+  dependents_launch();
   if (threadIdx.x < Shape::kStages) {
     barrier_init(smem_address(&shared.full[threadIdx.x]), FF_HOPPER ? 1 : 32);
     barrier_init(smem_address(&shared.empty[threadIdx.x]), Shape::kGroups * 4);
