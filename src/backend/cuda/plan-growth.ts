@@ -7,13 +7,12 @@
  */
 import type { Forest } from '../../kvcache/forest.ts';
 import { OPEN_END, type Plan } from '../../plan/plan.ts';
+import { ENTRY_WORDS, UNIT_TOKENS } from './plan-entries.ts';
 import {
-  ENTRY_WORDS,
   FIRST_ENTRIES,
   ITEM_WORDS,
   type PlanImage,
   type PlanImageBuilder,
-  UNIT_TOKENS,
   WORKER_ENTRIES,
   WORKER_FIRST_ITEM,
   WORKER_WORDS,
@@ -180,7 +179,7 @@ export class PlanGrowth {
     const [low, high] = [plan.segmentRowBegin[segment], plan.segmentRowEnd[segment]];
     const taskRow = plan.taskRowBegin[task];
     const begin = slot + plan.segmentBegin[segment] - unit * UNIT_TOKENS;
-    const flags = this.#builder.addedFlags(task, low - taskRow, high - taskRow);
+    const flags = this.#builder.entries.addedFlags(task, low - taskRow, high - taskRow);
     const index = image.taskCount[task]++;
     const entry = [
       forest.pages[page] * this.#pageUnits + (unit % this.#pageUnits),
