@@ -92,22 +92,27 @@ function alongQueries(profile: CostProfile, queries: number, k: number): number 
   return profile.us[i - 1][k] + Math.max(0, slope) * (queries - grid[i - 1]);
 }
 
-function checkProfile(profile: CostProfile): void {
+/** What makes a profile unusable, or undefined: profiles also come from files. */
+export function profileProblem(profile: CostProfile): string | undefined {
   const positive = (value: number): boolean => Number.isFinite(value) && value > 0;
   const ascending = (grid: readonly number[]): boolean =>
     grid.length > 0 &&
     grid.every((value, i) => positive(value) && (i === 0 || value > grid[i - 1]));
-  const fail = (what: string): never => {
-    throw new FlashForgeError('input', `cost profile of ${profile.device}: ${what}`);
-  };
-  if (!ascending(profile.queries)) fail('queries must be ascending positive numbers');
-  if (!ascending(profile.tokens)) fail('tokens must be ascending positive numbers');
+  if (!ascending(profile.queries)) return 'queries must be ascending positive numbers';
+  if (!ascending(profile.tokens)) return 'tokens must be ascending positive numbers';
   const shaped =
     profile.us.length === profile.queries.length &&
     profile.us.every((row) => row.length === profile.tokens.length && row.every(positive));
-  if (!shaped) fail('us must hold a positive number for each pair of queries and tokens');
+  if (!shaped) return 'us must hold a positive number for each pair of queries and tokens';
   for (const field of ['itemUs', 'segmentUs', 'partialUs', 'mergeUs'] as const) {
-    const value = profile[field] ?? 0;
-    if (!Number.isFinite(value) || value < 0) fail(`${field} must be a number of at least 0`);
+    const value = profile[field] ?? (field === 'mergeUs' ? 0 : Number.NaN);
+    if (!Number.isFinite(value) || value < 0) return `${field} must be a number of at least 0`;
   }
+  return undefined;
+}
+
+function checkProfile(profile: CostProfile): void {
+  const problem = profileProblem(profile);
+  if (problem === undefined) return;
+  throw new FlashForgeError('input', `cost profile of ${profile.device}: ${problem}`);
 }

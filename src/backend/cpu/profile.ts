@@ -4,13 +4,17 @@
  * kernel variant; kept in the user's cache folder.
  * @module
  */
-import { createHash, randomBytes } from 'node:crypto';
-import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { cpus } from 'node:os';
-import { basename, join } from 'node:path';
-import { cacheFolder } from '../../base/env.ts';
+import { basename } from 'node:path';
 import type { Forest } from '../../kvcache/forest.ts';
 import type { CostProfile, Plan } from '../../plan/plan.ts';
+import {
+  profilePath,
+  readProfile,
+  type StoredProfile,
+  saveProfile,
+} from '../../plan/profile-store.ts';
+import { trialPlan } from '../../plan/trial-plan.ts';
 import { type AttentionShape, kvLayout, PAGE_TOKENS, runAttention } from './attention.ts';
 import { PlanImage } from './attention-image.ts';
 import { createProvider, type Provider } from './provider.ts';
@@ -29,57 +33,42 @@ const VERSION = 2;
 /**
  * The profile of this machine for kernels like `provider`'s and a head shape: from the cache, else
  * measured now in memory of its own.
+ * @param options `force` measures even if there is one in the cache.
  */
+export async function cpuProfile(
+  provider: Provider,
+  shape: AttentionShape,
+  options: {
+    readonly force?: boolean | undefined;
+    readonly log?: ((message: string) => void) | undefined;
+  } = {},
+): Promise<StoredProfile> {
+  const device = cpus()[0]?.model.trim() ?? 'unknown processor';
+  const { kernels } = provider.source;
+  const build = kernels.kind === 'wasm' ? wasmBuild(kernels.wasm) : basename(kernels.library);
+  const kernel = `${build}, head_dim ${shape.headDim}, ${shape.kvType}, group ${shape.groupSize}`;
+  const key = { device, kernel, of: [VERSION] };
+  const path = profilePath(key);
+  const kept = options.force ? null : readProfile(path, key);
+  if (kept !== null) return { profile: kept, path, measured: false };
+  options.log?.('measuring the attention kernels');
+  const own = await createProvider({ provider: provider.kind === 'wasm' ? 'wasm' : 'native' });
+  const profile = { device, kernel, ...new Measurement(own, shape).run() };
+  saveProfile(path, profile);
+  return { profile, path, measured: true };
+}
+
+/** The profile alone, measured once: what runners plan with. */
 export async function costProfile(
   provider: Provider,
   shape: AttentionShape,
   log?: (message: string) => void,
 ): Promise<CostProfile> {
-  const device = cpus()[0]?.model.trim() ?? 'unknown processor';
-  const { kernels } = provider.source;
-  const build = kernels.kind === 'wasm' ? wasmBuild(kernels.wasm) : basename(kernels.library);
-  const kernel = `${build}, head_dim ${shape.headDim}, ${shape.kvType}, group ${shape.groupSize}`;
-  const key = createHash('sha256')
-    .update(JSON.stringify([VERSION, device, kernel]))
-    .digest('hex');
-  const path = join(cacheFolder(), 'profiles', `${key.slice(0, 24)}.json`);
-  const kept = readProfile(path);
-  if (kept !== null && kept.device === device && kept.kernel === kernel) return kept;
-  log?.('measuring the attention kernels');
-  const own = await createProvider({ provider: provider.kind === 'wasm' ? 'wasm' : 'native' });
-  const profile = { device, kernel, ...new Measurement(own, shape).run() };
-  saveProfile(path, profile);
-  return profile;
+  return (await cpuProfile(provider, shape, { log })).profile;
 }
 
 const wasmBuild = (wasm: { readonly relaxed: boolean }): string =>
   `wasm ${wasm.relaxed ? 'relaxed' : 'simd128'} V8 ${process.versions.v8}`;
-
-function readProfile(path: string): CostProfile | null {
-  try {
-    const profile = JSON.parse(readFileSync(path, 'utf8')) as CostProfile;
-    const numbers = [profile.itemUs, profile.segmentUs, profile.partialUs, ...profile.us.flat()];
-    const shaped =
-      profile.us.length === profile.queries.length &&
-      profile.us.every((row) => row.length === profile.tokens.length);
-    return shaped && numbers.every((value) => value >= 0) ? profile : null;
-  } catch {
-    // Missing or damaged: measured again.
-    return null;
-  }
-}
-
-function saveProfile(path: string, profile: CostProfile): void {
-  const part = `${path}.${randomBytes(4).toString('hex')}`;
-  try {
-    mkdirSync(join(path, '..'), { recursive: true });
-    writeFileSync(part, `${JSON.stringify(profile)}\n`);
-    renameSync(part, path);
-  } catch {
-    // A cache that cannot be written only costs the next start a measurement.
-    if (existsSync(part)) rmSync(part);
-  }
-}
 
 /** Times work items of one KV head on the calling thread. */
 class Measurement {
@@ -209,34 +198,13 @@ function itemsPlan(
   segments: number,
   partial = false,
 ): Plan {
-  const tasks = begins.length;
-  const all = <T>(count: number, value: (i: number) => T): T[] =>
-    Array.from({ length: count }, (_, i) => value(i));
-  const ints = (count: number, value: (i: number) => number): Int32Array =>
-    Int32Array.from(all(count, value));
   const each = tokens / segments;
-  const begin = (s: number): number => begins[Math.floor(s / segments)] + (s % segments) * each;
-  return {
-    ...{ rows, kvHeads: 1, workers: 1, tasks, items: tasks, segments: tasks * segments },
-    taskRowBegin: ints(tasks, () => 0),
-    taskRowEnd: ints(tasks, () => rows),
-    taskSegment: ints(tasks + 1, (t) => t * segments),
-    taskDestination: ints(tasks + 1, (t) => t * rows),
-    destination: ints(tasks * rows, (i) =>
-      partial ? (i % rows) * tasks + Math.floor(i / rows) : -1,
-    ),
-    segmentNode: ints(tasks * segments, () => 0),
-    segmentBegin: ints(tasks * segments, begin),
-    segmentEnd: ints(tasks * segments, (s) => begin(s) + each),
-    segmentRowBegin: ints(tasks * segments, () => 0),
-    segmentRowEnd: ints(tasks * segments, () => rows),
-    workerItem: Int32Array.of(0, tasks),
-    schedule: ints(tasks, (i) => i),
-    slots: partial ? tasks * rows : 0,
-    merges: partial ? rows : 0,
-    mergeRow: ints(partial ? rows : 0, (i) => i),
-    mergeSlot: ints(partial ? rows : 0, (i) => i * tasks),
-    mergeCount: ints(partial ? rows : 0, () => tasks),
-    ...{ makespanUs: 0, lowerBoundUs: 0, kvTokens: 0 },
-  };
+  const tasks = begins.map((begin) => ({
+    worker: 0,
+    segments: Array.from({ length: segments }, (_, part) => ({
+      ...{ node: 0, begin: begin + part * each, end: begin + (part + 1) * each },
+      ...{ rowBegin: 0, rowEnd: rows },
+    })),
+  }));
+  return trialPlan(rows, 1, tasks, partial);
 }

@@ -1,0 +1,59 @@
+/**
+ * Measured cost profiles on disk, one JSON file for each device and kernel. Files appear by
+ * rename, so that several processes may share the folder; one that is damaged, or of another
+ * device, kernel or measurement, is measured again.
+ * @module
+ */
+import { createHash, randomBytes } from 'node:crypto';
+import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { cacheFolder } from '../base/env.ts';
+import { profileProblem } from './cost-model.ts';
+import type { CostProfile } from './plan.ts';
+
+/** A profile and where it comes from. */
+export interface StoredProfile {
+  readonly profile: CostProfile;
+  /** Where it is kept; there may be no file if the folder cannot be written. */
+  readonly path: string;
+  /** True if it was measured now. */
+  readonly measured: boolean;
+}
+
+/** What a profile depends on: it is kept under a name made of all of it. */
+export interface ProfileKey {
+  readonly device: string;
+  readonly kernel: string;
+  /** Anything else that changes what is measured: driver, kernel sources, the measurement. */
+  readonly of: readonly (string | number)[];
+}
+
+/** Where the profile for `key` is kept. */
+export function profilePath(key: ProfileKey, folder: string = cacheFolder()): string {
+  const digest = createHash('sha256').update(JSON.stringify([key.device, key.kernel, ...key.of]));
+  return join(folder, 'profiles', `${digest.digest('hex').slice(0, 24)}.json`);
+}
+
+/** The profile kept under `path`, or null if there is none that can be used. */
+export function readProfile(path: string, key: ProfileKey): CostProfile | null {
+  try {
+    const profile = JSON.parse(readFileSync(path, 'utf8')) as CostProfile;
+    const same = profile.device === key.device && profile.kernel === key.kernel;
+    return same && profileProblem(profile) === undefined ? profile : null;
+  } catch {
+    // Missing or damaged: measured again.
+    return null;
+  }
+}
+
+/** Keeps a profile; a folder that cannot be written only costs the next start a measurement. */
+export function saveProfile(path: string, profile: CostProfile): void {
+  const draft = `${path}.${process.pid}.${randomBytes(4).toString('hex')}`;
+  try {
+    mkdirSync(dirname(path), { recursive: true });
+    writeFileSync(draft, `${JSON.stringify(profile)}\n`);
+    renameSync(draft, path);
+  } catch {
+    if (existsSync(draft)) rmSync(draft);
+  }
+}
