@@ -51,9 +51,14 @@ export interface StepOutput {
   /** (logitRows) the drawn token and its logit; on runners of depth 2 only. */
   readonly drawn?: Int32Array | undefined;
   readonly drawnLogit?: Float32Array | undefined;
-  /** Wall time of the step and of its attention part over all layers, in ms. */
+  /**
+   * Wall time of the step and of its attention part over all layers, in ms; on a runner of depth 2
+   * without the time for which it waited behind the step before.
+   */
   readonly stepMs: number;
   readonly attentionMs: number;
+  /** What the device idled between the step before and this one, in ms, where it is measured. */
+  readonly idleMs?: number | undefined;
 }
 
 /** What measures a device's energy. */
@@ -88,6 +93,10 @@ export interface Runner {
   /** Measured once: bytes a second of a kernel that only reads; absent where nobody measures. */
   readonly readBytesPerSecond?: number | undefined;
   readonly energy?: EnergyMeter | undefined;
+  /**
+   * A runner of depth 2 has read its input when this returns, as the caller reuses the arrays.
+   * Steps settle in the order in which they were handed in; after one that failed, the next fails.
+   */
   step(input: StepInput): Promise<StepOutput>;
   dispose(): Promise<void>;
 }

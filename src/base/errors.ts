@@ -40,6 +40,10 @@ export class FlashForgeError extends Error {
 export const requestAborted = (): FlashForgeError =>
   new FlashForgeError('aborted', 'the request was aborted');
 
+/** True for what a full KV cache throws. */
+export const isOutOfPages = (error: unknown): error is FlashForgeError =>
+  error instanceof FlashForgeError && error.code === 'out-of-pages';
+
 /** Throws an `Error` that marks a mistake of ours, never of the user's. */
 export function assert(condition: unknown, message: string): asserts condition {
   if (!condition) throw new Error(`internal error: ${message}`);

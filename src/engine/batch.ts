@@ -3,7 +3,7 @@
  * which is kept over steps as long as it is still good.
  * @module
  */
-import type { Runner, StepInput } from '../backend/backend.ts';
+import type { RowDraw, Runner, StepInput } from '../backend/backend.ts';
 import type { Forest } from '../kvcache/forest.ts';
 import { ForestBuilder } from '../kvcache/forest-builder.ts';
 import type { PrefixTree } from '../kvcache/prefix-tree.ts';
@@ -11,12 +11,26 @@ import { Planner, type ReusablePlan } from '../plan/make-plan.ts';
 import { planStillGood } from '../plan/plan-reuse.ts';
 import type { BatchEntry } from './scheduler.ts';
 
-/** A step ready to run, and what the engine needs afterwards. */
+/** What is done with a row of logits. */
+export interface Answer {
+  /** Index in the step's entries, and the row's position in that sequence. */
+  readonly entry: number;
+  readonly position: number;
+  /** The sequence had no token after this one when the step was built. */
+  readonly isLast: boolean;
+  /** The device draws the token; otherwise the owner looks at the logits. */
+  readonly isDrawn: boolean;
+}
+
+/**
+ * A step ready to run, and what the engine needs afterwards. What is not of `StepInput` outlives
+ * the next build.
+ */
 export interface Batch extends StepInput {
-  /** (logitRows) index in the entries of each wanted row of logits. */
-  readonly logitEntries: readonly number[];
-  /** (logitRows) position of each in its sequence. */
-  readonly logitPositions: readonly number[];
+  /** (logitRows) */
+  readonly answers: readonly Answer[];
+  readonly rows: number;
+  readonly requests: number;
   /** KV tokens that this step reads for one head and layer; what flat decoding would read. */
   readonly kvTokens: number;
   readonly kvTokensFlat: number;
@@ -34,6 +48,8 @@ export class BatchBuilder {
   readonly #tree: PrefixTree;
   readonly #forests: ForestBuilder;
   readonly #planners: { readonly tree: Planner; readonly flat: Planner };
+  /** The device draws tokens where the owners agree. */
+  readonly #deviceDraws: boolean;
   #flat = false;
   #plan: ReusablePlan | null = null;
   #forest: Forest | null = null;
@@ -48,6 +64,7 @@ export class BatchBuilder {
     this.#tree = tree;
     this.#forests = new ForestBuilder(tree);
     this.#planners = { tree: new Planner(planSpec), flat: new Planner(flat) };
+    this.#deviceDraws = runner.depth === 2;
   }
 
   /** Flat: attention reads every request's path alone, as engines without a tree do. */
@@ -66,7 +83,7 @@ export class BatchBuilder {
     return { plan: this.#plan, forest: this.#forest };
   }
 
-  /** The step of these entries; its arrays are valid until the next call. */
+  /** The step of these entries; the arrays of its input are valid until the next call. */
   build(entries: readonly BatchEntry[]): Batch {
     const started = performance.now();
     const forest = this.#forests.build(entries);
@@ -83,6 +100,8 @@ export class BatchBuilder {
     return {
       ...this.#fill(entries, forest),
       forest,
+      rows: forest.rows,
+      requests: forest.requests,
       plan: this.#plan,
       kvTokens: this.#plan.kvTokens + visible - this.#plannedTokens,
       kvTokensFlat,
@@ -94,35 +113,37 @@ export class BatchBuilder {
   #fill(
     entries: readonly BatchEntry[],
     forest: Forest,
-  ): Pick<Batch, 'tokens' | 'writeSlots' | 'logitRows' | 'logitEntries' | 'logitPositions'> {
+  ): Pick<Batch, 'tokens' | 'writeSlots' | 'logitRows' | 'answers' | 'draws'> {
     const { rows, requestRow } = forest;
     if (rows > this.#tokens.length) {
       this.#tokens = new Int32Array(2 * rows);
       this.#slots = new Int32Array(2 * rows);
     }
     const logitRows: number[] = [];
-    const logitEntries: number[] = [];
-    const logitPositions: number[] = [];
+    const answers: Answer[] = [];
+    const draws: (RowDraw | null)[] = [];
     for (let request = 0; request < forest.requests; request++) {
-      const index = this.#forests.order[request];
-      const { sequence, path, from, to } = entries[index];
+      const entry = this.#forests.order[request];
+      const { sequence, path, from, to } = entries[entry];
       const row = requestRow[request];
       path.copyTokens(from, to, this.#tokens, row);
       if (path.computed > from) this.#slots.fill(-1, row, row + to - from);
       else this.#tree.copySlots(path, from, to, this.#slots, row);
       const last = to < path.length ? to : to - 1;
       for (let at = Math.min(last, Math.max(from, sequence.rowsFrom)); at < to; at++) {
+        const isLast = at === path.length - 1;
+        const draw = isLast && this.#deviceDraws ? sequence.nextDraw() : null;
         logitRows.push(row + at - from);
-        logitEntries.push(index);
-        logitPositions.push(at);
+        answers.push({ entry, position: at, isLast, isDrawn: draw !== null });
+        draws.push(draw === 'argmax' ? null : draw);
       }
     }
     return {
       tokens: this.#tokens.subarray(0, rows),
       writeSlots: this.#slots.subarray(0, rows),
       logitRows: Int32Array.from(logitRows),
-      logitEntries,
-      logitPositions,
+      answers,
+      draws: draws.some((draw) => draw !== null) ? draws : undefined,
     };
   }
 }

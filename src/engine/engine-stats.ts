@@ -4,6 +4,8 @@
  */
 import type { StepOutput } from '../backend/backend.ts';
 import type { Batch } from './batch.ts';
+import { Latency, type Percentiles } from './latency.ts';
+import type { HostTimes } from './step-clock.ts';
 
 /** Counters since the engine started, or since `reset`. */
 export interface StepTotals {
@@ -26,6 +28,17 @@ export interface StepTotals {
   readonly preemptions: number;
 }
 
+/** How times are spread since the engine started, or since `reset`; all in ms. */
+export interface EngineTimes {
+  /** Per request: from its arrival to its first token. */
+  readonly ttftMs: Percentiles;
+  /** Per sample of two tokens or more: mean time between its tokens. */
+  readonly tpotMs: Percentiles;
+  /** Per step: what the host works for it, and what the device waits for that. */
+  readonly hostMs: Percentiles;
+  readonly idleMs: Percentiles;
+}
+
 type Writable<T> = { -readonly [K in keyof T]: T[K] };
 
 const zero = (): Writable<StepTotals> => ({
@@ -46,10 +59,19 @@ const zero = (): Writable<StepTotals> => ({
 
 export class EngineStats {
   #totals = zero();
+  readonly #ttft = new Latency();
+  readonly #tpot = new Latency();
+  readonly #host = new Latency();
+  readonly #idle = new Latency();
 
-  record(batch: Batch, output: StepOutput, tokenBytes: number): void {
+  /** @param times null for a step that came after a rest */
+  record(batch: Batch, output: StepOutput, tokenBytes: number, times: HostTimes | null): void {
     const totals = this.#totals;
-    const { rows, requests } = batch.forest;
+    const { rows, requests } = batch;
+    if (times !== null) {
+      this.#host.record(times.hostMs);
+      this.#idle.record(output.idleMs ?? times.idleMs);
+    }
     totals.steps++;
     totals.rows += rows;
     totals.stepMs += output.stepMs;
@@ -69,11 +91,29 @@ export class EngineStats {
     this.#totals.preemptions++;
   }
 
+  recordFirstToken(ttftMs: number): void {
+    this.#ttft.record(ttftMs);
+  }
+
+  recordSample(newTokens: number, tpotMs: number): void {
+    if (newTokens > 1) this.#tpot.record(tpotMs);
+  }
+
   totals(): StepTotals {
     return { ...this.#totals };
   }
 
+  times(): EngineTimes {
+    return {
+      ttftMs: this.#ttft.percentiles(),
+      tpotMs: this.#tpot.percentiles(),
+      hostMs: this.#host.percentiles(),
+      idleMs: this.#idle.percentiles(),
+    };
+  }
+
   reset(): void {
     this.#totals = zero();
+    for (const latency of [this.#ttft, this.#tpot, this.#host, this.#idle]) latency.reset();
   }
 }

@@ -4,21 +4,19 @@
  * and no threads.
  * @module
  */
-import type { Runner, StepOutput } from '../backend/backend.ts';
-import { assert, FlashForgeError } from '../base/errors.ts';
+import type { Runner } from '../backend/backend.ts';
+import { assert, FlashForgeError, isOutOfPages } from '../base/errors.ts';
 import { ceilDiv } from '../base/math.ts';
 import type { Path } from '../kvcache/path.ts';
+import { resolvePending } from '../kvcache/pending.ts';
 import { PrefixTree } from '../kvcache/prefix-tree.ts';
-import { type Batch, BatchBuilder, type PlannedStep } from './batch.ts';
+import { appendPending, deliver, mayRunAhead } from './ahead.ts';
+import { BatchBuilder, type PlannedStep } from './batch.ts';
 import { EngineStats } from './engine-stats.ts';
-import { type BatchEntry, chooseBatch, type SchedulerLimits } from './scheduler.ts';
-import {
-  byUrgency,
-  type LogitsRow,
-  Sequence,
-  type SequenceInit,
-  type SequenceOwner,
-} from './sequence.ts';
+import { Flights, type Landing } from './flights.ts';
+import { chooseBatch, type SchedulerLimits } from './scheduler.ts';
+import { byUrgency, Sequence, type SequenceInit, type SequenceOwner } from './sequence.ts';
+import { WaitingList } from './waiting-list.ts';
 
 export interface EngineOptions {
   /** Most rows of a step; default and upper bound: the runner's. */
@@ -39,10 +37,10 @@ export class Engine {
   /** Called whenever there may be something to do: `step` until it returns false. */
   onWork: () => void = () => {};
   readonly #batches: BatchBuilder;
+  readonly #flights: Flights;
   readonly #limits: SchedulerLimits;
   readonly #maxSequences: number;
-  /** Not yet admitted, the most urgent first. */
-  readonly #waiting: Sequence[] = [];
+  readonly #waiting = new WaitingList();
   /** Admitted: active ones and paused ones. */
   readonly #admitted = new Set<Sequence>();
   #arrivals = 0;
@@ -52,6 +50,7 @@ export class Engine {
     this.runner = runner;
     this.tree = new PrefixTree(runner.pages, runner.pageSize);
     this.#batches = new BatchBuilder(this.tree, runner);
+    this.#flights = new Flights(runner);
     this.#maxSequences = options.maxSequences ?? MAX_SEQUENCES;
     this.#limits = {
       maxRows: Math.min(options.maxRows ?? runner.maxRows, runner.maxRows),
@@ -85,19 +84,21 @@ export class Engine {
   }
 
   /**
-   * Runs one step over all that can run. False when nothing is left to do.
+   * Takes the results of one step over all that can run; on a runner of depth 2 the next step is
+   * under way before that where it can be. False when nothing is left to do.
    * @throws FlashForgeError 'device' when the runner failed; every sequence has been ended then.
    */
   async step(): Promise<boolean> {
-    this.#admit();
-    const entries = chooseBatch(this.#admitted, this.tree, this.#limits);
-    if (entries.length === 0) return this.#nothingRuns();
-    const batch = this.#batches.build(entries);
-    const output = await this.#run(batch);
-    this.stats.record(batch, output, this.runner.tokenBytes);
-    this.#commit(entries, batch);
-    this.#deliver(entries, batch, output);
-    return true;
+    try {
+      if (this.#flights.first === undefined && !this.#handIn()) return this.#nothingRuns();
+      this.#runAhead();
+      const landing = await this.#flights.land();
+      this.#account(landing);
+      deliver(landing);
+      return true;
+    } catch (cause) {
+      throw await this.#fail(cause);
+    }
   }
 
   /**
@@ -120,7 +121,7 @@ export class Engine {
       );
     }
     const sequence = new Sequence(owner, { ...init, arrival: this.#arrivals++ });
-    this.#enqueue(sequence, tokens);
+    this.#waiting.add(sequence, tokens);
     this.onWork();
     return sequence;
   }
@@ -136,6 +137,7 @@ export class Engine {
     salt: string = origin.namespace.salt,
   ): Sequence {
     assert(origin.path !== null && length > 0, 'fork of a sequence without KV');
+    assert(origin.ahead === 0, 'fork of a sequence that runs ahead');
     const { namespace: from, priority, arrival, preemptible } = origin;
     const publicTokens = salt === from.salt ? Math.min(from.publicTokens, length) : length;
     const namespace = { salt, publicTokens };
@@ -148,8 +150,9 @@ export class Engine {
   }
 
   /**
-   * Appends a sampled token and computes it in the next step. Where pages run out, less urgent
-   * sequences lose theirs and start again later; if there is none, this one does.
+   * Appends a sampled token and computes it in the next step, if that is not under way already.
+   * Where pages run out, less urgent sequences lose theirs and start again later; if there is none,
+   * this one does.
    */
   append(sequence: Sequence, token: number): void {
     assert(!sequence.ended, 'append to an ended sequence');
@@ -157,6 +160,12 @@ export class Engine {
     const { path } = sequence;
     if (path === null) {
       sequence.waiting = withToken(sequence.waiting!, token);
+      return;
+    }
+    if (sequence.ahead > 0) {
+      resolvePending(path, token);
+      sequence.ahead = 0;
+      if (sequence.underWay > 0) this.tree.commit(path, path.length);
       return;
     }
     const error = this.#grow(sequence, () => this.tree.append(path, token));
@@ -170,6 +179,7 @@ export class Engine {
   extend(sequence: Sequence, tokens: ArrayLike<number>): void {
     const { path } = sequence;
     assert(path !== null, 'extend of a sequence without KV');
+    assert(sequence.ahead === 0, 'extend of a sequence that runs ahead');
     const error = this.#grow(sequence, () => this.tree.extend(path, tokens));
     if (error !== null) throw tooFull(error, this.#admitted.size - 1);
   }
@@ -192,6 +202,7 @@ export class Engine {
 
   /** Keeps the KV and computes nothing until `append` or `resume`. */
   pause(sequence: Sequence): void {
+    assert(sequence.ahead === 0, 'pause of a sequence that runs ahead');
     sequence.active = false;
     if (sequence.path !== null) this.tree.unclaim(sequence.path);
   }
@@ -213,21 +224,23 @@ export class Engine {
     sequence.active = false;
     sequence.stalled = false;
     if (sequence.path !== null) this.tree.release(sequence.path);
-    else this.#unqueue(sequence);
+    else this.#waiting.remove(sequence);
     this.#admitted.delete(sequence);
-    sequence.path = null;
+    sequence.leavePath();
     sequence.waiting = null;
   }
 
   /** Ends everything. */
   endAll(error: FlashForgeError): void {
-    for (const sequence of [...this.#admitted, ...this.#waiting]) this.#endWith(sequence, error);
+    for (const sequence of [...this.#admitted, ...this.#waiting.all()])
+      this.#endWith(sequence, error);
   }
 
   #admit(): void {
     let running = this.running;
-    while (this.#waiting.length > 0 && running < this.#maxSequences) {
-      const sequence = this.#waiting[0];
+    while (running < this.#maxSequences) {
+      const { first: sequence } = this.#waiting;
+      if (sequence === undefined) return;
       const tokens = sequence.waiting!;
       const match = this.tree.match(tokens, sequence.namespace);
       // Room for those that run to grow by a page each; without it they would soon be preempted.
@@ -239,7 +252,7 @@ export class Engine {
         this.#endWith(sequence, tooFull(error, this.#admitted.size));
         continue;
       }
-      this.#waiting.shift();
+      this.#waiting.remove(sequence);
       sequence.waiting = null;
       if (sequence.cost.cachedTokens < 0) {
         sequence.cost.cachedTokens = Math.min(match.computed, sequence.rowsFrom);
@@ -261,45 +274,44 @@ export class Engine {
     }
   }
 
-  #commit(entries: readonly BatchEntry[], batch: Batch): void {
-    const { tokenBytes } = this.runner;
-    const share = (batch.kvTokens / batch.kvTokensFlat) * tokenBytes;
+  /**
+   * Chooses, builds and hands in a step; false when nothing can run. What it computes counts as
+   * computed from now on, as whatever reads it comes later on the device.
+   */
+  #handIn(): boolean {
+    this.#admit();
+    const entries = chooseBatch(this.#admitted, this.tree, this.#limits);
+    if (entries.length === 0) return false;
+    const batch = this.#batches.build(entries);
     this.#steps++;
+    for (const { sequence, path, to } of entries) {
+      // A token that nobody knows yet is not computed for the tree.
+      this.tree.commit(path, Math.min(to, sequence.length));
+      if (to === path.length) sequence.underWay++;
+      sequence.lastStep = this.#steps;
+    }
+    this.#flights.handIn(entries, batch);
+    return true;
+  }
+
+  /** Hands in the next step while one is under way, with what does not wait for its logits. */
+  #runAhead(): void {
+    const { first, hasRoom } = this.#flights;
+    if (first === undefined || !hasRoom || !mayRunAhead(first)) return;
+    appendPending(first, this.tree);
+    this.#handIn();
+  }
+
+  #account({ entries, batch, output }: Landing): void {
+    const { tokenBytes } = this.runner;
+    this.stats.record(batch, output, tokenBytes, this.#flights.clock.times);
+    const share = (batch.kvTokens / batch.kvTokensFlat) * tokenBytes;
     for (const { sequence, path, to } of entries) {
       // Ended while the step ran: its pages may serve somebody else already.
       if (sequence.path !== path) continue;
-      this.tree.commit(path, to);
-      sequence.lastStep = this.#steps;
       sequence.cost.kvBytes += to * share;
       sequence.cost.kvBytesFlat += to * tokenBytes;
     }
-  }
-
-  /** Hands results to the owners. One may preempt another, whose turn comes again later then. */
-  #deliver(entries: readonly BatchEntry[], batch: Batch, output: StepOutput): void {
-    const count = batch.logitEntries.length;
-    batch.logitEntries.forEach((index, row) => {
-      const { sequence, path, to } = entries[index];
-      if (sequence.path !== path) return;
-      const position = batch.logitPositions[row];
-      const isLast = position === to - 1 && to === path.length;
-      const answer: LogitsRow = {
-        // Read only when asked for: a device copies all logits then.
-        get logits() {
-          const vocab = output.logits.length / count;
-          return output.logits.subarray(row * vocab, (row + 1) * vocab);
-        },
-        argmax: output.argmax[row],
-        logSumExp: output.logSumExp[row],
-      };
-      if (isLast) {
-        sequence.rowsFrom = Number.POSITIVE_INFINITY;
-        sequence.owner.onComputed(sequence, answer);
-      } else if (sequence.rowsFrom <= position) {
-        sequence.rowsFrom = position + 1;
-        sequence.owner.onRow?.(sequence, position, answer);
-      }
-    });
   }
 
   /** The least urgent sequence that may give way to `sequence`. */
@@ -316,21 +328,9 @@ export class Engine {
   #preempt(sequence: Sequence, tokens: Int32Array = sequence.tokens()): void {
     this.stats.countPreemption();
     this.tree.release(sequence.path!);
-    sequence.path = null;
+    sequence.leavePath();
     this.#admitted.delete(sequence);
-    this.#enqueue(sequence, tokens);
-  }
-
-  #enqueue(sequence: Sequence, tokens: Int32Array): void {
-    sequence.waiting = tokens;
-    let at = this.#waiting.length;
-    while (at > 0 && byUrgency(this.#waiting[at - 1], sequence) > 0) at--;
-    this.#waiting.splice(at, 0, sequence);
-  }
-
-  #unqueue(sequence: Sequence): void {
-    const at = this.#waiting.indexOf(sequence);
-    if (at >= 0) this.#waiting.splice(at, 1);
+    this.#waiting.add(sequence, tokens);
   }
 
   #endWith(sequence: Sequence, error: FlashForgeError): void {
@@ -339,25 +339,30 @@ export class Engine {
   }
 
   #nothingRuns(): boolean {
+    this.#flights.clock.rest();
     for (const sequence of this.#admitted) if (sequence.stalled) return false;
     assert(this.running === 0, 'admitted sequences wait for each other');
     assert(this.#waiting.length === 0, 'sequences wait although nothing runs');
     return false;
   }
 
-  /** Runs the device; when that fails, everything that was under way has failed. */
-  async #run(batch: Batch): Promise<StepOutput> {
+  /**
+   * Everything that was under way has failed; the steps are over when this resolves. What they
+   * should have computed counts as computed, so that nothing of the cache can be trusted.
+   */
+  async #fail(cause: unknown): Promise<FlashForgeError> {
+    const message = cause instanceof Error ? cause.message : String(cause);
+    const error =
+      cause instanceof FlashForgeError
+        ? cause
+        : new FlashForgeError('device', `a step failed: ${message}`, { cause });
     try {
-      return await this.runner.step(batch);
-    } catch (cause) {
-      const message = cause instanceof Error ? cause.message : String(cause);
-      const error =
-        cause instanceof FlashForgeError
-          ? cause
-          : new FlashForgeError('device', `a step failed: ${message}`, { cause });
       this.endAll(error);
-      throw error;
+    } finally {
+      await this.#flights.drain();
     }
+    this.tree.evictAll();
+    return error;
   }
 }
 
@@ -367,9 +372,6 @@ function withToken(tokens: Int32Array, token: number): Int32Array {
   longer[tokens.length] = token;
   return longer;
 }
-
-const isOutOfPages = (error: unknown): error is FlashForgeError =>
-  error instanceof FlashForgeError && error.code === 'out-of-pages';
 
 function tooFull(error: unknown, held: number): FlashForgeError {
   if (!isOutOfPages(error)) throw error;

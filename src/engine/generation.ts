@@ -6,9 +6,9 @@
 import { FlashForgeError, requestAborted } from '../base/errors.ts';
 import type { Namespace } from '../kvcache/path.ts';
 import type { Engine } from './engine.ts';
-import { Sampler, type TokenLogprob, topLogprobs } from './sampler.ts';
+import { type Sampled, Sampler, type TokenLogprob, topLogprobs } from './sampler.ts';
 import type { SamplingParams } from './sampling-params.ts';
-import type { LogitsRow, Sequence, SequenceOwner } from './sequence.ts';
+import type { Draw, LogitsRow, Sequence, SequenceOwner } from './sequence.ts';
 import { type StopResult, StopStrings } from './stop-strings.ts';
 
 /** 'stop': a stop token or string; 'length': maxTokens or the context is used up. */
@@ -129,6 +129,8 @@ export class Generation implements SequenceOwner {
   /** What is known of the prompt's tokens; null where nobody asks. */
   readonly #promptTokens: PromptToken[] | null;
   readonly #arrivedMs = performance.now();
+  /** The first sample's; it may draw before there are samples. */
+  readonly #sampler: Sampler;
   #first: Sequence | null;
   #firstTokenMs = 0;
 
@@ -143,6 +145,7 @@ export class Generation implements SequenceOwner {
     this.#engine = engine;
     this.#init = init;
     this.#sink = sink;
+    this.#sampler = new Sampler(params, 0, prompt);
     this.#maxTokens = Math.min(params.maxTokens, contextLength - prompt.length);
     this.#stopIds = new Set([...params.stopTokenIds, ...(params.ignoreEos ? [] : init.eosIds)]);
     const { namespace, priority, branchTokens = 0 } = init;
@@ -179,6 +182,17 @@ export class Generation implements SequenceOwner {
     this.#promptTokens.push({ token, logprob: logits[token] - logSumExp, top });
   }
 
+  /** Several samples draw their first tokens from one row: that takes its logits. */
+  draw(sequence: Sequence, ahead: number): Draw | null {
+    const { constraint, params } = this.#init;
+    const sample = this.#samples.get(sequence);
+    if (constraint !== undefined || (sample === undefined && params.n > 1)) return null;
+    const position = (sample?.tokens.length ?? 0) + ahead;
+    if (ahead > 0 && position >= this.#maxTokens) return null;
+    if (position < params.minTokens && this.#stopIds.size > 0) return null;
+    return (sample?.sampler ?? this.#sampler).draw(ahead);
+  }
+
   onError(_sequence: Sequence, error: FlashForgeError): void {
     this.#stop(error);
   }
@@ -192,13 +206,16 @@ export class Generation implements SequenceOwner {
     const samples = sequences.map((each, index) => ({
       index,
       sequence: each,
-      sampler: new Sampler(params, index, prompt),
+      sampler: index === 0 ? this.#sampler : new Sampler(params, index, prompt),
       stops: new StopStrings(params.stop),
       text: this.#init.text?.() ?? null,
       tokens: [],
     }));
     for (const sample of samples) this.#samples.set(sample.sequence, sample);
     this.#firstTokenMs = performance.now();
+    if (this.#maxTokens > 0) {
+      this.#engine.stats.recordFirstToken(this.#firstTokenMs - this.#arrivedMs);
+    }
     const { cachedTokens } = sequence.cost;
     this.#sink.onPrompt?.({
       promptTokens: prompt.length,
@@ -233,8 +250,7 @@ export class Generation implements SequenceOwner {
 
   #draw(sample: Sample, row: LogitsRow, mask: Uint8Array | null): void {
     const { minTokens } = this.#init.params;
-    const allowed = sample.tokens.length < minTokens ? this.#withoutStops(row, mask) : mask;
-    const drawn = sample.sampler.sample(row.logits, row.argmax, row.logSumExp, allowed);
+    const drawn = this.#sampled(sample, row, mask);
     if (this.#stopIds.has(drawn.token)) {
       this.#finish(sample, 'stop', endOfText(sample).text);
       return;
@@ -259,6 +275,15 @@ export class Generation implements SequenceOwner {
     }
   }
 
+  #sampled({ sampler, tokens }: Sample, row: LogitsRow, mask: Uint8Array | null): Sampled {
+    if (row.drawn !== undefined) {
+      return sampler.take(row.drawn.token, row.drawn.logit - row.logSumExp);
+    }
+    const { minTokens } = this.#init.params;
+    const allowed = tokens.length < minTokens ? this.#withoutStops(row, mask) : mask;
+    return sampler.sample(row.logits, row.argmax, row.logSumExp, allowed);
+  }
+
   /** Stop tokens are out, unless a grammar leaves nothing else. */
   #withoutStops({ logits }: LogitsRow, mask: Uint8Array | null): Uint8Array | null {
     if (this.#stopIds.size === 0) return mask;
@@ -273,12 +298,14 @@ export class Generation implements SequenceOwner {
     const decodeMs = performance.now() - this.#firstTokenMs;
     this.#samples.delete(sequence);
     this.#engine.end(sequence);
+    const tpotMs = tokens.length > 1 ? decodeMs / (tokens.length - 1) : 0;
+    this.#engine.stats.recordSample(tokens.length, tpotMs);
     const stats: SampleStats = {
       promptTokens: this.#init.prompt.length,
       cachedTokens: index === 0 ? cachedTokens : this.#init.prompt.length,
       newTokens: tokens.length,
       ttftMs: this.#firstTokenMs - this.#arrivedMs,
-      tpotMs: tokens.length > 1 ? decodeMs / (tokens.length - 1) : 0,
+      tpotMs,
       kvBytes,
       kvBytesFlat,
     };

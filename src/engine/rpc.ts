@@ -10,7 +10,7 @@ import type { RunnerOptions } from '../model/load-runner.ts';
 import type { ChatMessage, ChatOptions } from '../tokenizer/chat-template.ts';
 import type { BeamOptions } from './beam-search.ts';
 import type { EngineOptions } from './engine.ts';
-import type { StepTotals } from './engine-stats.ts';
+import type { EngineTimes, StepTotals } from './engine-stats.ts';
 import type { PromptEnd, SampleEnd, TokenEvent } from './generation.ts';
 import type { GrammarSource } from './grammar-source.ts';
 import type { SamplingOptions } from './sampling-params.ts';
@@ -133,6 +133,7 @@ export type Reply =
 export interface EngineSnapshot {
   readonly tree: TreeStats;
   readonly steps: StepTotals;
+  readonly times: EngineTimes;
   readonly running: number;
   readonly waiting: number;
   readonly flat: boolean;

@@ -8,6 +8,7 @@
 import { randomStream } from '../base/math.ts';
 import { drawToken } from './draw.ts';
 import type { SamplingParams } from './sampling-params.ts';
+import type { Draw } from './sequence.ts';
 
 /** A token with the natural log of its probability under the model (before any option). */
 export interface TokenLogprob {
@@ -27,6 +28,8 @@ export class Sampler {
   /** Tokens of the prompt, kept only where the repetition penalty needs them. */
   private readonly prompt: ReadonlySet<number>;
   private readonly random: () => number;
+  /** Numbers of the random stream that were looked at and are not used yet. */
+  private readonly peeked: number[] = [];
   private readonly seed: number;
 
   /**
@@ -74,10 +77,10 @@ export class Sampler {
       const changed = this.adjusted(logits, allowed ?? null);
       if (changed !== logits) token = largest(changed);
       if (this.params.temperature > 0) {
-        token = drawToken(changed, changed[token], this.params, this.random());
+        token = drawToken(changed, changed[token], this.params, this.uniform());
       }
     }
-    this.generated.set(token, (this.generated.get(token) ?? 0) + 1);
+    this.count(token);
     const count = this.params.logprobs;
     return {
       token,
@@ -86,8 +89,30 @@ export class Sampler {
     };
   }
 
-  /** Counts a token that was chosen by somebody else (forced or replayed). */
-  accept(token: number): void {
+  /**
+   * How a device draws the token after next `ahead` ones (0: the next one) as `sample` would, or
+   * null where it takes more than that. Looking ahead uses up nothing of the random stream.
+   */
+  draw(ahead: number): Draw | null {
+    const { temperature, topK, topP, minP, logprobs } = this.params;
+    if (this.changesLogits || (logprobs ?? 0) > 0) return null;
+    if (temperature === 0) return 'argmax';
+    while (this.peeked.length <= ahead) this.peeked.push(this.random());
+    return { temperature, topK, topP, minP, uniform: this.peeked[ahead] };
+  }
+
+  /** Takes the token that a device drew by `draw(0)`, and its log-probability, as the next one. */
+  take(token: number, logprob: number): Sampled {
+    if (this.params.temperature > 0) this.uniform();
+    this.count(token);
+    return { token, logprob, top: this.params.logprobs === null ? null : [] };
+  }
+
+  private uniform(): number {
+    return this.peeked.shift() ?? this.random();
+  }
+
+  private count(token: number): void {
     this.generated.set(token, (this.generated.get(token) ?? 0) + 1);
   }
 

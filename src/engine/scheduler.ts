@@ -38,8 +38,9 @@ export function chooseBatch(
   const prefill: BatchEntry[] = [];
   let shown = false;
   for (const sequence of sequences) {
-    if (!sequence.active || sequence.stalled || sequence.path === null) continue;
+    if (!sequence.active || sequence.stalled || sequence.awaitsAnswer) continue;
     const { path } = sequence;
+    if (path === null) continue;
     const { from, to } = tree.claim(path);
     if (sequence.rowsFrom < path.length) {
       const entry = shownRows(sequence, path, from, to);

@@ -349,7 +349,7 @@ export class Session {
           this.#flush();
         }
       } catch (error) {
-        // A device error has ended every sequence already; any other one is a mistake of ours.
+        // It has ended every sequence already: this is for those that came in the meantime.
         this.#engine.endAll(asFlashForgeError(error));
       }
     }
@@ -377,6 +377,7 @@ export class Session {
     return {
       tree: treeStats(engine.tree, engine.runner.tokenBytes),
       steps: engine.stats.totals(),
+      times: engine.stats.times(),
       running: engine.running,
       waiting: engine.waiting,
       flat: engine.flat,

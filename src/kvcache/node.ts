@@ -182,6 +182,27 @@ export function truncate(node: TreeNode, length: number, pool: PagePool): void {
   node.computed = Math.min(node.computed, length);
 }
 
+/** Takes a node from among its parent's children; a private one may take its place there. */
+export function detach(node: TreeNode): void {
+  const parent = node.parent!;
+  if (parent.privates.delete(node)) return;
+  parent.children.delete(node.edge);
+  for (const child of parent.privates) {
+    if (child.edge !== node.edge) continue;
+    parent.privates.delete(child);
+    parent.children.set(child.edge, child);
+    return;
+  }
+}
+
+/** Hangs a node below its parent on `edge`: a private one where another hangs there. */
+export function attach(node: TreeNode, edge: Edge): void {
+  const parent = node.parent!;
+  node.edge = edge;
+  if (parent.children.has(edge)) parent.privates.add(node);
+  else parent.children.set(edge, node);
+}
+
 /** Forgets the first `count` tokens (fewer than all): another node holds the same ones. */
 export function dropHead(node: TreeNode, count: number, pool: PagePool): void {
   assert(count < node.length, 'dropHead would empty the node');

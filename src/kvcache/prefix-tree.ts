@@ -11,8 +11,9 @@ import { EvictionQueue, isEvictable } from './eviction-queue.ts';
 import { graft, type TreeEdits } from './graft.ts';
 import { commonLength, type Match, matchTokens } from './match.ts';
 import {
+  attach,
   canGrow,
-  type Edge,
+  detach,
   emptyNode,
   grow,
   saltedEdge,
@@ -246,8 +247,7 @@ export class PrefixTree {
     node.writer = path;
     startAfter(node, tip, this.pool);
     grow(node, tokens, from, this.pool);
-    if (tip.children.has(edge)) tip.privates.add(node);
-    else tip.children.set(edge, node);
+    attach(node, edge);
     tip.holds--;
     path.tip = node;
     this.structureVersion++;
@@ -289,10 +289,7 @@ export class PrefixTree {
   #remove(node: TreeNode): void {
     assert(node.refs === 0 && node.isLeaf, 'removed node is in use');
     const parent = node.parent!;
-    if (!parent.privates.delete(node)) {
-      parent.children.delete(node.edge);
-      promote(parent, node.edge);
-    }
+    detach(node);
     truncate(node, 0, this.pool);
     node.parent = null;
     this.#queueIfLeaf(parent);
@@ -362,14 +359,4 @@ export class PrefixTree {
 function liveTip(path: Path): TreeNode {
   assert(path.tip !== null, 'path was released');
   return path.tip;
-}
-
-/** Lets a private child take the place of an ordinary one that hung on the same edge. */
-function promote(parent: TreeNode, edge: Edge): void {
-  for (const child of parent.privates) {
-    if (child.edge !== edge) continue;
-    parent.privates.delete(child);
-    parent.children.set(edge, child);
-    return;
-  }
 }

@@ -1,0 +1,34 @@
+/**
+ * Sequences that are not admitted yet, the most urgent first.
+ * @module
+ */
+import { byUrgency, type Sequence } from './sequence.ts';
+
+export class WaitingList {
+  readonly #sequences: Sequence[] = [];
+
+  get length(): number {
+    return this.#sequences.length;
+  }
+
+  get first(): Sequence | undefined {
+    return this.#sequences[0];
+  }
+
+  all(): readonly Sequence[] {
+    return [...this.#sequences];
+  }
+
+  /** Adds a sequence with all of its tokens, behind those that are as urgent. */
+  add(sequence: Sequence, tokens: Int32Array): void {
+    sequence.waiting = tokens;
+    let at = this.#sequences.length;
+    while (at > 0 && byUrgency(this.#sequences[at - 1], sequence) > 0) at--;
+    this.#sequences.splice(at, 0, sequence);
+  }
+
+  remove(sequence: Sequence): void {
+    const at = this.#sequences.indexOf(sequence);
+    if (at >= 0) this.#sequences.splice(at, 1);
+  }
+}
