@@ -1,145 +1,210 @@
 /**
- * `flashforge bench tpot`: time per output token of batches over a shared prompt, for a model or
- * for a shape with random weights.
+ * `flashforge bench tpot`: time per output token of batches over shared prefixes, for a model or
+ * for a shape with random weights, beside the hardware's bound and beside peers.
  * @module
  */
-import { randomStream } from '../base/math.ts';
+import type { Runner } from '../backend/backend.ts';
+import { FlashForgeError } from '../base/errors.ts';
 import type { Checkpoint } from '../checkpoint/checkpoint.ts';
-import { openCheckpoint } from '../checkpoint/open-checkpoint.ts';
-import { randomCheckpoint, readModelConfig } from '../checkpoint/random-checkpoint.ts';
 import { Engine } from '../engine/engine.ts';
 import { DEVICE_CHOICES, loadRunner, pickDevice } from '../model/load-runner.ts';
-import { abortCheck, checkContext, MODE_OPTIONS, readModes } from './bench-options.ts';
+import { abortCheck, MODE_OPTIONS, readModes } from './bench-options.ts';
 import {
   type Arguments,
   type Command,
   type Context,
   DEVICE_OPTION,
   JSON_OPTION,
-  MODEL_OPTION,
 } from './command.ts';
-import { DecodeBench, type Measurement, measurement, ownTokens } from './decode-bench.ts';
-import { findModel } from './find-model.ts';
+import type { Mode } from './decode-bench.ts';
 import { choiceOption, integerOption, integersOption, usageError } from './parse-arguments.ts';
-import { table } from './table.ts';
+import { newTokensMax, TpotBench } from './tpot-bench.ts';
+import { datasetScenario } from './tpot-dataset.ts';
+import { openTpotModel, TPOT_MODEL_OPTIONS, type TpotModel } from './tpot-model.ts';
+import { join, joinedTable, ownReadings, readOwn, readPeers, summaryLines } from './tpot-peers.ts';
+import {
+  caseLine,
+  caseTable,
+  type ModelCosts,
+  modelCosts,
+  type SkippedCase,
+  type TpotCase,
+  tpotCase,
+} from './tpot-report.ts';
+import {
+  longestPrompt,
+  Prompts,
+  type Scenario,
+  scenariosNamed,
+  sharedScenario,
+} from './tpot-scenario.ts';
 
 const BATCH_MAX = 1024;
 const STEPS_DEFAULT = 32;
+const SUFFIX_DEFAULT = 128;
 /** Rows of a prefill step. */
-const ROWS_DEFAULT = 1024;
-
-/** Tokens of the text beyond the longest prompt, so that suffixes differ from one another. */
-const SPARE_TOKENS = 4096;
-
-/** A sequence gets one token a step, so that a step's median time is the time per output token. */
-interface TpotResult extends Omit<Measurement, 'step_ms'> {
-  readonly shared: number;
-  readonly batch: number;
-  readonly flat: boolean;
-  readonly tpot_ms: number;
-}
+const ROWS_DEFAULT = { cpu: 1024, cuda: 2048, reference: 1024 } as const;
 
 export const benchTpotCommand: Command = {
   name: 'bench tpot',
-  summary: 'Measures time per output token of batches that share a prompt.',
+  summary: 'Measures time per output token of batches that share prefixes.',
   positionals: [],
   options: [
-    MODEL_OPTION,
-    {
-      name: 'random-weights',
-      value: 'FILE',
-      help: 'instead of a model: random weights of the shape in this config.json',
-    },
+    ...TPOT_MODEL_OPTIONS,
     DEVICE_OPTION,
-    { name: 'shared', value: 'S', help: 'shared tokens, or a list (default 2048)' },
-    { name: 'batch', value: 'B', help: 'sequences, or a list (default 1,16)' },
-    { name: 'steps', value: 'N', help: 'measured steps of each case (default 32)' },
-    { name: 'max-rows', value: 'N', help: 'tokens of one prefill step (default 1024)' },
+    { name: 'scenarios', value: 'LIST', help: 'built-in scenarios by name, or all' },
+    { name: 'shared', value: 'S', help: 'instead: shared tokens, or a list (default 2048)' },
+    { name: 'batch', value: 'B', help: 'requests that share them, or a list (default 1,16)' },
+    { name: 'suffix', value: 'N', help: 'tokens of each after the shared ones (default 128)' },
+    {
+      name: 'dataset',
+      value: 'FILE',
+      help: 'instead: JSON lines, each a document with its questions; all are one batch',
+    },
+    { name: 'steps', value: 'N', help: 'TPOT is over so many steps (default 32)' },
+    { name: 'max-rows', value: 'N', help: 'tokens of one prefill step (default 1024, CUDA 2048)' },
     { name: 'kv-pages', value: 'N', help: 'pages of the KV cache (default: as for a model)' },
     ...MODE_OPTIONS,
+    { name: 'peers', value: 'FILE', help: "peers' readings (bench/peers/vllm.py), to join" },
+    { name: 'join', value: 'FILES', help: 'measure nothing: join these reports with --peers' },
     JSON_OPTION,
   ],
   examples: [
-    'flashforge bench tpot --random-weights config.json --device cuda --shared 4096,65536 --both',
+    'flashforge bench tpot --shape qwen3-4b --device cuda --scenarios all --json tpot.json',
+    'flashforge bench tpot --shape qwen3-4b --device cuda --shared 4096,65536 --batch 1,64 --both',
+    'flashforge bench tpot --join tpot.json --peers vllm.jsonl',
   ],
   run,
 };
 
 async function run(context: Context, given: Arguments): Promise<void> {
-  const sharedList = integersOption(given, 'shared', [2048], 1).toSorted((a, b) => a - b);
-  const batches = integersOption(given, 'batch', [1, 16], 1, BATCH_MAX);
+  const peersPath = given.text('peers');
+  const peers = peersPath === undefined ? [] : readPeers(peersPath);
+  const reports = given.text('join');
+  if (reports !== undefined) {
+    const rows = join(reports.split(',').flatMap(readOwn), peers);
+    context.print(joinedTable(rows));
+    for (const line of summaryLines(rows)) context.print(line);
+    await context.report({ rows });
+    return;
+  }
+  const report = await measureModel(context, given);
+  context.print(caseTable(report.cases));
+  const rows = join(ownReadings(report.model, report.cases), peers);
+  if (peers.length > 0) context.print(joinedTable(rows));
+  for (const line of summaryLines(rows)) context.print(line);
+  if (report.no_energy !== null) context.print(`no energy: ${report.no_energy}`);
+  await context.report({ ...report, rows });
+}
+
+async function measureModel(context: Context, given: Arguments) {
   const steps = integerOption(given, 'steps', STEPS_DEFAULT, 1, 100_000);
-  const maxRows = integerOption(given, 'max-rows', ROWS_DEFAULT, 1, 65_536);
+  const device = await pickDevice(choiceOption(given, 'device', DEVICE_CHOICES, 'cpu'));
+  const maxRows = integerOption(given, 'max-rows', ROWS_DEFAULT[device], 1, 65_536);
   const kvPages = integerOption(given, 'kv-pages', undefined, 1);
   const modes = readModes(given);
-  const device = await pickDevice(choiceOption(given, 'device', DEVICE_CHOICES, 'cpu'));
-  const checkpoint = await openWanted(context, given);
-  checkContext(sharedList, ownTokens(device, steps), checkpoint.config.contextLength);
+  const choose = scenarioChoice(given);
+  const model = await openTpotModel(context, given);
+  const { checkpoint } = model;
+  const scenarios = choose(model);
+  for (const each of scenarios) {
+    checkContext(each, newTokensMax(device, steps), checkpoint.config.contextLength);
+  }
   const runner = await loadRunner(checkpoint, { device, maxRows, kvPages, log: context.note });
   checkpoint.close();
   try {
     context.note(`${checkpoint.source} on ${runner.device}: ${runner.providerWhy}`);
-    const engine = new Engine(runner, { maxSequences: BATCH_MAX });
-    const longest = Math.max(...sharedList) + SPARE_TOKENS;
-    const text = randomTokens(longest, checkpoint.config.vocab);
-    const bench = new DecodeBench(engine, text, abortCheck(context));
-    const results: TpotResult[] = [];
-    const prefills: { shared: number; tokens: number; ms: number }[] = [];
-    for (const shared of sharedList) {
-      const tokens = shared - (prefills.at(-1)?.shared ?? 0);
-      prefills.push({ shared, tokens, ...(await bench.hold(shared)) });
-      for (const batch of batches) {
-        const passes = await bench.measure({ shared, batch, newTokens: steps }, modes, false);
-        for (const mode of modes) {
-          const { step_ms, ...rest } = measurement(passes[mode]) as Measurement;
-          results.push({ shared, batch, flat: mode === 'flat', tpot_ms: step_ms, ...rest });
-          context.note(`S ${shared}, B ${batch}, ${mode}: ${step_ms.toFixed(2)} ms`);
-        }
-      }
-    }
-    context.print(resultTable(results));
-    const weightBytes = [...checkpoint.tensors.values()].reduce((sum, t) => sum + t.bytes, 0);
-    await context.report({
-      model: checkpoint.source,
-      random_weights: given.has('random-weights'),
+    const costs = modelCosts(checkpoint, runner);
+    return {
+      model: model.name,
+      random_weights: model.randomWeights,
       device: runner.device,
       provider: runner.providerWhy,
-      weight_bytes: weightBytes,
+      steps,
+      weight_bytes: costs.weightBytes,
       token_bytes: runner.tokenBytes,
-      prefills,
-      cases: results,
-    });
+      read_bytes_per_second: runner.readBytesPerSecond ?? null,
+      no_energy: runner.energy === undefined ? 'only CUDA devices have it' : runner.energy.absent,
+      ...(await measureScenarios(context, runner, checkpoint, scenarios, { modes, steps, costs })),
+    };
   } finally {
     await runner.dispose();
   }
 }
 
-async function openWanted(context: Context, given: Arguments): Promise<Checkpoint> {
-  const shape = given.text('random-weights');
-  if (shape === undefined) {
-    return openCheckpoint((await findModel(context, given.text('model'))).path);
+interface Measuring {
+  readonly modes: readonly Mode[];
+  readonly steps: number;
+  readonly costs: ModelCosts;
+}
+
+async function measureScenarios(
+  context: Context,
+  runner: Runner,
+  { config }: Checkpoint,
+  scenarios: readonly Scenario[],
+  { modes, steps, costs }: Measuring,
+) {
+  const engine = new Engine(runner, { maxSequences: BATCH_MAX });
+  const bench = new TpotBench(engine, config, abortCheck(context));
+  const prefills: { name: string; tokens: number; ms: number }[] = [];
+  const cases: (TpotCase | SkippedCase)[] = [];
+  for (const scenario of scenarios) {
+    const { name } = scenario;
+    const prompts = new Prompts(scenario, config.vocab);
+    try {
+      const prefill = await bench.hold(prompts);
+      prefills.push({ name, ...prefill });
+      if (prefill.tokens > 1) context.note(prefillLine(name, prefill));
+      for (const mode of modes) {
+        const measured = await bench.measure(scenario, prompts, mode, steps);
+        cases.push(tpotCase(scenario, mode, steps, measured, costs));
+        context.note(caseLine(cases.at(-1) as TpotCase));
+      }
+    } catch (error) {
+      // What does not fit this device is left out; the others are measured.
+      if (!(error instanceof FlashForgeError) || error.code !== 'out-of-pages') throw error;
+      cases.push({ name, skipped: error.message });
+      context.note(`${name}: not measured, ${error.message}`);
+      bench.clear();
+    }
   }
-  if (given.has('model')) throw usageError('give --model or --random-weights, not both');
-  return randomCheckpoint(readModelConfig(shape), `random weights of ${shape}`);
+  bench.clear();
+  return { prefills, cases };
 }
 
-/** Text that no cache knows. */
-function randomTokens(count: number, vocab: number): number[] {
-  const random = randomStream(1);
-  return Array.from({ length: count }, () => Math.floor(random() * vocab));
+const prefillLine = (name: string, { tokens, ms }: { tokens: number; ms: number }): string =>
+  `${name}: ${tokens} tokens of prefixes in ${(ms / 1000).toFixed(2)} s`;
+
+/** Checked before the model is loaded, made when its tokens are known. */
+function scenarioChoice(given: Arguments): (model: TpotModel) => readonly Scenario[] {
+  const names = given.text('scenarios');
+  const dataset = given.text('dataset');
+  const swept = ['shared', 'batch', 'suffix'].some((name) => given.has(name));
+  if (Number(names !== undefined) + Number(dataset !== undefined) + Number(swept) > 1) {
+    throw usageError('give --scenarios, --dataset, or --shared and --batch, not several');
+  }
+  if (dataset !== undefined) return ({ encode }) => [datasetScenario(dataset, encode)];
+  if (names !== undefined) {
+    const scenarios = scenariosNamed(names);
+    return () => scenarios;
+  }
+  const shared = integersOption(given, 'shared', [2048], 1);
+  const batches = integersOption(given, 'batch', [1, 16], 1, BATCH_MAX);
+  const suffix = integerOption(given, 'suffix', SUFFIX_DEFAULT, 0);
+  const scenarios = shared
+    .toSorted((a, b) => a - b)
+    .flatMap((tokens) => batches.map((batch) => sharedScenario(tokens, batch, suffix)));
+  return () => scenarios;
 }
 
-function resultTable(results: readonly TpotResult[]): string {
-  const rows = results.map((result) => [
-    String(result.shared),
-    String(result.batch),
-    result.flat ? 'flat' : 'tree',
-    result.tpot_ms.toFixed(3),
-    result.worst_ms.toFixed(3),
-    result.attention_ms.toFixed(3),
-    result.plan_ms.toFixed(3),
-    (result.kv_bytes / 2 ** 20).toFixed(0),
-  ]);
-  const head = ['shared', 'batch', 'mode', 'TPOT ms', 'worst', 'attention', 'plan', 'KV MiB'];
-  return table(head, rows);
+/** @throws FlashForgeError 'request' where a prompt and its answer are longer than the context. */
+function checkContext(scenario: Scenario, newTokens: number, limit: number): void {
+  const prompt = longestPrompt(scenario);
+  if (prompt + newTokens <= limit) return;
+  throw new FlashForgeError(
+    'request',
+    `${scenario.name} has prompts of up to ${prompt} tokens and ${newTokens} new ones, and the ` +
+      `model's context is ${limit}`,
+  );
 }

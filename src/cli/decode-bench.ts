@@ -314,7 +314,7 @@ function summarize(
 }
 
 /** Undefined without a pass. */
-export function measurement(passes: readonly Pass[]): Measurement | undefined {
+function measurement(passes: readonly Pass[]): Measurement | undefined {
   const steps = passes.flatMap((pass) => pass.steps);
   if (steps.length === 0) return undefined;
   return {
