@@ -12,6 +12,7 @@ import { CublasLt } from '../backend/cuda/model/cublas.ts';
 import { allocateBuffers, type HalfType } from '../backend/cuda/model/cuda-model.ts';
 import { DecoderKernels } from '../backend/cuda/model/cuda-ops.ts';
 import { CudaRunner } from '../backend/cuda/model/cuda-runner.ts';
+import { Sampler } from '../backend/cuda/model/sampler.ts';
 import { WeightUpload } from '../backend/cuda/model/weight-upload.ts';
 import { openEnergyMeter } from '../backend/cuda/nvml.ts';
 import { defaultCudaProfile } from '../backend/cuda/profile.ts';
@@ -94,6 +95,7 @@ async function load(
   const model = upload.load(checkpoint, ropeTables(config, config.contextLength));
   upload.close();
   const buffers = allocateBuffers(cuda, config, maxRows, stream);
+  const sampler = new Sampler(loader, buffers, config.vocab, stream);
 
   const tokenBytes = config.layers * kvHeads * headDim * 4;
   const pages = kvPages(cuda, tokenBytes * PAGE_TOKENS, options);
@@ -107,6 +109,7 @@ async function load(
       ...{ cuda, stream, kernels, cublas, attention, model, buffers, kvLayerBytes },
       kv: kv.address,
     },
+    sampler,
     forward,
     planSpec: {
       ...{ kvHeads, headDim, profile },

@@ -3,7 +3,7 @@
  * @module
  */
 import type { DecoderConfig } from '../../../checkpoint/checkpoint.ts';
-import type { Cuda, DeviceMemory, PinnedMemory, Stream } from '../driver.ts';
+import type { Cuda, DeviceMemory, Stream } from '../driver.ts';
 
 /** 16-bit element type of weights, inputs of products and KV. */
 export type HalfType = 'f16' | 'bf16';
@@ -45,15 +45,16 @@ export interface CudaModel {
   readonly positions: number;
 }
 
-/** Arrays of 32-bit words, (maxRows) each, that a step brings to the device in one copy. */
+/** A step's inputs on the device: arrays of 32-bit words, (maxRows) each, then the draws. */
 export const INPUTS = ['tokens', 'positions', 'writeSlots', 'logitRows'] as const;
 export type InputName = (typeof INPUTS)[number];
+/** Words of `struct Draw` in kernels/sampler-search.cuh: how a logit row is drawn. */
+export const DRAW_WORDS = 8;
 
 /** Tensors of steps of up to `maxRows` rows, at addresses that never change. */
 export interface CudaBuffers {
   readonly maxRows: number;
   readonly inputs: DeviceMemory;
-  readonly inputStaging: PinnedMemory;
   /** (maxRows, hidden) f32: the residual stream. */
   readonly x: DeviceMemory;
   /** (maxRows, widest input of a product) in 16 bits. */
@@ -67,9 +68,6 @@ export interface CudaBuffers {
   readonly gateUp: DeviceMemory;
   /** (maxRows, vocab) f32 */
   readonly logits: DeviceMemory;
-  /** (maxRows) i32 argmax, then (maxRows) f32 log-sum-exp. */
-  readonly stats: DeviceMemory;
-  readonly statsStaging: PinnedMemory;
 }
 
 /** Allocates buffers, all zero, so that what pads a step is always a valid number. */
@@ -85,12 +83,9 @@ export function allocateBuffers(
     cuda.fill(memory.address, 0, memory.bytes, stream);
     return memory;
   };
-  const inputStaging = cuda.pinned(maxRows * 4 * INPUTS.length);
-  new Int32Array(inputStaging.buffer).fill(0);
   return {
     maxRows,
-    inputs: tensor(4 * INPUTS.length),
-    inputStaging,
+    inputs: tensor(4 * (INPUTS.length + DRAW_WORDS)),
     x: tensor(hidden * 4),
     input: tensor(Math.max(hidden, intermediate) * 2),
     qkv: tensor((heads + 2 * kvHeads) * headDim * 4),
@@ -98,8 +93,6 @@ export function allocateBuffers(
     attention: tensor(heads * headDim * 2),
     gateUp: tensor(2 * intermediate * 2),
     logits: tensor(vocab * 4),
-    stats: tensor(8),
-    statsStaging: cuda.pinned(maxRows * 8),
   };
 }
 

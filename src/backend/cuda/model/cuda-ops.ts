@@ -13,15 +13,8 @@ import { packArguments } from '../launch-arguments.ts';
 import { type CudaBuffers, type HalfType, INPUTS, type InputName } from './cuda-model.ts';
 import { type ProductParts, runProduct } from './products.ts';
 
-const NAMES = [
-  'ff_round',
-  'ff_embed',
-  'ff_rms_norm',
-  'ff_rotate_store',
-  'ff_swiglu',
-  'ff_logit_stats',
-] as const;
-const THREADS = { embed: 256, norm: 512, rotate: 128, swiglu: 256, stats: 1024 } as const;
+const NAMES = ['ff_round', 'ff_embed', 'ff_rms_norm', 'ff_rotate_store', 'ff_swiglu'] as const;
+const THREADS = { embed: 256, norm: 512, rotate: 128, swiglu: 256 } as const;
 
 /** Letters of `struct Rotate` in kernels/decoder.cu. */
 export const ROTATE = 'ppppppppppiiif';
@@ -161,17 +154,10 @@ export class CudaOps implements DecoderOps {
 
   logits(): void {
     const { model, buffers } = this.#parts;
-    const { logits, stats, maxRows } = buffers;
     const count = this.#logitRows;
     if (count === 0) return;
     this.#norm(model.outputNorm, count, inputAddress(buffers, 'logitRows'));
     runProduct(this.#parts, 'output', 0, count);
-    this.#launch('ff_logit_stats', { blocks: count, threads: THREADS.stats }, 'pppi', [
-      logits.address,
-      stats.address,
-      stats.address + BigInt(maxRows * 4),
-      model.config.vocab,
-    ]);
   }
 
   /** buffers.input = RMSNorm(x) * weight, of all rows or of those in `index`. */

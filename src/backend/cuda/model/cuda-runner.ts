@@ -1,25 +1,24 @@
 /**
- * A CUDA device as a runner. A step's tokens, positions and plan are copied to fixed addresses;
- * then the forward pass runs: decode batches as one graph replay of their bucket, larger steps
- * kernel by kernel. Logits stay on the device until somebody reads them.
+ * A CUDA device as a runner of depth 2. A step is enqueued whole: inputs and plan by way of pinned
+ * memory, the forward pass, draws, results. Then an event is waited for, without blocking the
+ * thread, so that the next step is handed in while the device works on this one, and may take
+ * tokens that nobody has seen yet. Logits stay on the device until somebody reads them.
  * @module
  */
-import { assert } from '../../../base/errors.ts';
+import { assert, FlashForgeError } from '../../../base/errors.ts';
 import type { PlanSpec } from '../../../plan/plan.ts';
 import type { EnergyMeter, Runner, StepInput, StepOutput } from '../../backend.ts';
-import type { DecoderOps } from '../../ops.ts';
-import type { DeviceMemory, Graph, PinnedMemory } from '../driver.ts';
-import { bucketOf, isGraphBucket } from './buckets.ts';
-import { freeBuffers, INPUTS, type InputName } from './cuda-model.ts';
-import { CudaOps, type CudaParts } from './cuda-ops.ts';
-import { tuneProducts } from './products.ts';
-import { StepTimer } from './step-timer.ts';
-
-/** model/decoder.ts forward, handed in because backends know nothing of the model folder. */
-export type Forward = (ops: DecoderOps, layers: number) => void;
+import type { DeviceMemory, Event, PinnedMemory } from '../driver.ts';
+import { bucketOf } from './buckets.ts';
+import { freeBuffers } from './cuda-model.ts';
+import type { CudaParts } from './cuda-ops.ts';
+import type { Sampler } from './sampler.ts';
+import { type Forward, StepGraphs } from './step-graphs.ts';
+import { StepSlot } from './step-slot.ts';
 
 export interface CudaRunnerOptions {
   readonly parts: CudaParts;
+  readonly sampler: Sampler;
   readonly forward: Forward;
   readonly planSpec: PlanSpec;
   readonly pages: number;
@@ -31,28 +30,25 @@ export interface CudaRunnerOptions {
   readonly energy: EnergyMeter & { close(): void };
 }
 
-/** Attention within a graph is timed by itself once in so many steps, and for another batch. */
-const SAMPLE_STEPS = 64;
-/** Plans that read so many times more or fewer KV tokens are of another batch. */
-const OTHER_BATCH = 1.05;
+/** Two steps under way, and the one before, whose end the time between steps begins with. */
+const SLOTS = 3;
+/** No step takes this long: the device hangs, although every wait in a kernel has an end. */
+const STEP_MS_MAX = 120_000;
 
-interface Captured {
-  /** Absent until the bucket has run once without a graph, which loads what it needs. */
-  graph: Graph | undefined;
-  steps: number;
-  /** Attention of one step, and the KV tokens that its plan read. */
-  attentionMs: number;
-  kvTokens: number;
+const nextTurn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
+
+/** A step that is enqueued. */
+interface Flight {
+  readonly slot: StepSlot;
+  /** The step before's, absent for the first. */
+  readonly last: StepSlot | undefined;
+  readonly count: number;
+  readonly serial: number;
+  readonly attentionMs: () => number;
 }
 
-const newBucket = (): Captured => ({
-  graph: undefined,
-  steps: 0,
-  attentionMs: 0,
-  kvTokens: 0,
-});
-
 export class CudaRunner implements Runner {
+  readonly depth = 2;
   readonly device = 'cuda';
   readonly provider = 'nvrtc';
   readonly providerWhy: string;
@@ -65,139 +61,143 @@ export class CudaRunner implements Runner {
   readonly energy: EnergyMeter;
   readonly #closeEnergy: () => void;
   readonly #parts: CudaParts;
-  readonly #forward: Forward;
+  readonly #sampler: Sampler;
   readonly #owned: readonly DeviceMemory[];
-  readonly #ops: CudaOps;
-  readonly #timer: StepTimer;
-  readonly #captured = new Map<string, Captured>();
-  #attentionVersion = 0;
+  readonly #graphs: StepGraphs;
+  readonly #slots: readonly StepSlot[];
+  /** Steps handed in; those of them that were enqueued, and the logit rows of the last. */
+  #serial = 0;
+  #enqueued = 0;
+  #lastCount = 0;
+  /** Steps that have not ended, and the promise of the last. */
+  #underWay = 0;
+  #last: Promise<StepOutput> | undefined;
   #logitsStaging: PinnedMemory | undefined;
   #disposed = false;
 
   constructor(options: CudaRunnerOptions) {
     const { parts } = options;
+    const { cuda, stream, buffers } = parts;
     this.#parts = parts;
-    this.#forward = options.forward;
+    this.#sampler = options.sampler;
     this.#owned = options.owned;
     this.providerWhy = options.providerWhy;
     this.pageSize = parts.attention.spec.pageSize;
     this.pages = options.pages;
     this.tokenBytes = options.tokenBytes;
-    this.maxRows = parts.buffers.maxRows;
+    this.maxRows = buffers.maxRows;
     this.planSpec = options.planSpec;
     this.readBytesPerSecond = options.readBytesPerSecond;
     this.energy = options.energy;
     this.#closeEnergy = () => options.energy.close();
-    this.#ops = new CudaOps(parts);
-    this.#timer = new StepTimer(parts.cuda, parts.stream);
+    this.#graphs = new StepGraphs(parts, options.sampler, options.forward);
+    this.#slots = Array.from({ length: SLOTS }, () => new StepSlot(cuda, stream, buffers.maxRows));
   }
 
   async step(input: StepInput): Promise<StepOutput> {
-    const began = performance.now();
     this.#checkStep(input);
-    const { cuda, stream, attention, buffers } = this.#parts;
-    const count = input.logitRows.length;
-    const rows = bucketOf(input.forest.rows, this.maxRows);
-    const logitRows = bucketOf(count, this.maxRows);
-    this.#writeInputs(input, rows, logitRows);
-    attention.setPlan(input.plan, input.forest, stream);
-    cuda.uploadAsync(buffers.inputs.address, buffers.inputStaging, buffers.inputs.bytes, stream);
-    const attentionMs = this.#run(rows, logitRows, input.plan.kvTokens);
-    if (count > 0) {
-      cuda.downloadAsync(buffers.statsStaging, buffers.stats.address, buffers.stats.bytes, stream);
+    const flight = this.#enqueue(input);
+    const step = this.#finish(flight, this.#last);
+    this.#last = step;
+    this.#underWay++;
+    try {
+      return await step;
+    } finally {
+      this.#underWay--;
+      if (this.#last === step) this.#last = undefined;
     }
-    attention.check(stream);
-    let logits: Float32Array | undefined;
-    const read = (): Float32Array => this.#readLogits(count);
-    return {
-      get logits() {
-        logits ??= read();
-        return logits;
-      },
-      argmax: new Int32Array(buffers.statsStaging.buffer, 0, count),
-      logSumExp: new Float32Array(buffers.statsStaging.buffer, buffers.maxRows * 4, count),
-      stepMs: performance.now() - began,
-      attentionMs: attentionMs(),
-    };
   }
 
-  #checkStep({ tokens, forest, plan, writeSlots, logitRows }: StepInput): void {
+  #checkStep({ tokens, forest, plan, writeSlots, logitRows, draws }: StepInput): void {
     const { rows, rowPosition } = forest;
     const { config, positions } = this.#parts.model;
     assert(!this.#disposed, 'a step on a runner that was disposed of');
+    assert(this.#underWay < this.depth, `more than ${this.depth} steps under way`);
     assert(rows > 0 && rows <= this.maxRows, `a step of ${rows} rows, at most maxRows`);
     assert(plan.rows === rows, 'the plan is not for this step');
     assert(logitRows.length <= rows, 'more logit rows than rows');
+    assert(!draws || draws.length === logitRows.length, 'a draw for each logit row');
     for (let row = 0; row < rows; row++) {
       // The kernels would read or write outside of their tables.
-      assert(tokens[row] >= 0 && tokens[row] < config.vocab, `no token ${tokens[row]}`);
+      const token = tokens[row];
+      assert(token >= -this.#lastCount && token < config.vocab, `no token ${token}`);
       assert(rowPosition[row] < positions, `no position ${rowPosition[row]}`);
       assert(writeSlots[row] < this.pages * this.pageSize, `no KV slot ${writeSlots[row]}`);
     }
   }
 
-  /** Fills the pinned inputs; padding rows are token 0 at position 0, stored nowhere. */
-  #writeInputs(input: StepInput, rows: number, logitRows: number): void {
-    const { inputStaging, maxRows } = this.#parts.buffers;
-    const array = (name: InputName, length: number): Int32Array =>
-      new Int32Array(inputStaging.buffer, INPUTS.indexOf(name) * maxRows * 4, length);
-    const write = (name: InputName, from: Int32Array, count: number, pad: number): void => {
-      const to = array(name, name === 'logitRows' ? logitRows : rows);
-      to.fill(pad, count);
-      to.set(from.subarray(0, count));
-    };
-    const { rows: count, rowPosition } = input.forest;
-    write('tokens', input.tokens, count, 0);
-    write('positions', rowPosition, count, 0);
-    write('writeSlots', input.writeSlots, count, -1);
-    write('logitRows', input.logitRows, input.logitRows.length, 0);
+  /** All of a step's work goes into the stream; nothing here waits for the device. */
+  #enqueue(input: StepInput): Flight {
+    const { stream, attention } = this.#parts;
+    const count = input.logitRows.length;
+    const rows = bucketOf(input.forest.rows, this.maxRows);
+    const logitRows = bucketOf(count, this.maxRows);
+    const serial = ++this.#serial;
+    const turn = this.#enqueued;
+    const slot = this.#slots[turn % SLOTS];
+    const last = turn > 0 ? this.#slots[(turn - 1) % SLOTS] : undefined;
+    attention.setPlan(input.plan, input.forest, stream);
+    const draws = slot.fill(input, rows, logitRows);
+    this.#sampler.readInputs(slot.inputsAddress, rows, logitRows, draws, stream);
+    slot.start.record(stream);
+    const attentionMs = this.#graphs.run(rows, logitRows, input.plan.kvTokens, slot.timer);
+    if (draws > 0) this.#sampler.draw(draws, stream);
+    this.#sampler.writeResults(attention.abortAddress, slot.resultsAddress, count, stream);
+    slot.end.record(stream);
+    this.#enqueued++;
+    this.#lastCount = count;
+    return { slot, last, count, serial, attentionMs };
   }
 
-  /** Enqueues the forward pass; the result reads attention's time once the stream is done. */
-  #run(rows: number, logitRows: number, kvTokens: number): () => number {
-    const { layers } = this.#parts.model.config;
-    this.#ops.begin(rows, logitRows);
-    if (!isGraphBucket(rows)) return this.#runEagerly(layers);
-    const { stream, cuda, attention } = this.#parts;
-    if (attention.version !== this.#attentionVersion) this.#dropGraphs();
-    this.#attentionVersion = attention.version;
-    const key = `${rows} ${logitRows}`;
-    const bucket = this.#captured.get(key) ?? newBucket();
-    this.#captured.set(key, bucket);
-    if (bucket.steps++ === 0) {
-      tuneProducts(this.#parts, this.#timer, rows, logitRows);
-      return this.#runEagerly(layers);
-    }
-    bucket.graph ??= cuda.capture(stream, () => this.#forward(this.#ops, layers));
-    bucket.graph.launch(stream);
-    return () => {
-      const ratio = kvTokens / bucket.kvTokens;
-      const other = !(ratio < OTHER_BATCH && ratio > 1 / OTHER_BATCH);
-      if (other || bucket.steps % SAMPLE_STEPS === 0) {
-        bucket.attentionMs = this.#attentionAloneMs(layers);
-        bucket.kvTokens = kvTokens;
-      }
-      return bucket.attentionMs;
-    };
-  }
-
-  #runEagerly(layers: number): () => number {
-    this.#timer.begin();
-    this.#forward(new TimedOps(this.#ops, this.#timer), layers);
-    return () => this.#timer.pairsUs() / 1000;
-  }
-
-  /** Attention of all layers once more, over the step's last queries: it changes no KV. */
-  #attentionAloneMs(layers: number): number {
-    const us = this.#timer.graphUs(() => {
-      for (let layer = 0; layer < layers; layer++) this.#ops.attention(layer);
+  /** Waits for a step to end; it fails if the one before it does. */
+  async #finish(
+    { slot, last, count, serial, attentionMs }: Flight,
+    before: Promise<StepOutput> | undefined,
+  ): Promise<StepOutput> {
+    const { cuda, stream, attention } = this.#parts;
+    let failure: unknown;
+    await before?.catch((error: unknown) => {
+      failure = error;
     });
-    return us / 1000;
+    await this.#passed(slot.end);
+    const attentionTime = attentionMs();
+    if (failure !== undefined) throw failure;
+    attention.raise(slot.abortCode, stream);
+    slot.takeResults(count);
+    let logits: Float32Array | undefined;
+    const read = (): Float32Array => {
+      assert(this.#serial === serial, 'logits are gone once the next step is handed in');
+      return this.#readLogits(count);
+    };
+    return {
+      get logits() {
+        logits ??= read();
+        return logits;
+      },
+      argmax: slot.argmax.subarray(0, count),
+      logSumExp: slot.logSumExp.subarray(0, count),
+      drawn: slot.drawn.subarray(0, count),
+      drawnLogit: slot.drawnLogit.subarray(0, count),
+      stepMs: cuda.elapsedUs(slot.start, slot.end) / 1000,
+      attentionMs: attentionTime,
+      idleMs: last && cuda.elapsedUs(last.end, slot.start) / 1000,
+    };
   }
 
-  #dropGraphs(): void {
-    for (const { graph } of this.#captured.values()) graph?.free();
-    this.#captured.clear();
+  /**
+   * Asks once in each turn of the event loop: messages are taken meanwhile, and the end is seen
+   * within microseconds.
+   */
+  async #passed(event: Event): Promise<void> {
+    const deadline = performance.now() + STEP_MS_MAX;
+    while (!event.done()) {
+      if (performance.now() > deadline) {
+        const why = `a step did not end within ${STEP_MS_MAX / 1000} s`;
+        this.#parts.cuda.giveUp(why);
+        throw new FlashForgeError('device', why);
+      }
+      await nextTurn();
+    }
   }
 
   /** (count, vocab), valid until it is called again. */
@@ -217,11 +217,13 @@ export class CudaRunner implements Runner {
   async dispose(): Promise<void> {
     if (this.#disposed) return;
     this.#disposed = true;
+    await this.#last?.catch(() => {});
     const { cuda, stream, kernels, cublas, attention, buffers } = this.#parts;
     this.#closeEnergy();
-    this.#dropGraphs();
-    this.#timer.free();
+    this.#graphs.free();
+    for (const slot of this.#slots) slot.free();
     this.#logitsStaging?.free();
+    this.#sampler.free();
     freeBuffers(buffers);
     attention.free();
     cublas.free();
@@ -229,43 +231,5 @@ export class CudaRunner implements Runner {
     for (const memory of this.#owned) memory.free();
     stream.free();
     cuda.close();
-  }
-}
-
-/** The same operations with marks around attention. */
-class TimedOps implements DecoderOps {
-  readonly #ops: DecoderOps;
-  readonly #timer: StepTimer;
-
-  constructor(ops: DecoderOps, timer: StepTimer) {
-    this.#ops = ops;
-    this.#timer = timer;
-  }
-
-  embed(): void {
-    this.#ops.embed();
-  }
-  attentionInput(layer: number): void {
-    this.#ops.attentionInput(layer);
-  }
-  rotateAndStore(layer: number): void {
-    this.#ops.rotateAndStore(layer);
-  }
-  attention(layer: number): void {
-    this.#timer.mark();
-    this.#ops.attention(layer);
-    this.#timer.mark();
-  }
-  attentionOutput(layer: number): void {
-    this.#ops.attentionOutput(layer);
-  }
-  mlpInput(layer: number): void {
-    this.#ops.mlpInput(layer);
-  }
-  mlpOutput(layer: number): void {
-    this.#ops.mlpOutput(layer);
-  }
-  logits(): void {
-    this.#ops.logits();
   }
 }

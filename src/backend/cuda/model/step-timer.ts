@@ -1,6 +1,5 @@
 /**
- * Times on the device by events: of captured work, and of attention within a step that is launched
- * kernel by kernel.
+ * Times on the device by events: of captured work, and of attention within a step.
  * @module
  */
 import type { Cuda, Event, Stream } from '../driver.ts';
@@ -23,8 +22,17 @@ export class StepTimer {
 
   /** Marks the stream here; an even number of marks makes pairs. */
   mark(): void {
+    this.#next().record(this.#stream);
+  }
+
+  /** Within a capture: each replay marks the stream here. */
+  markInGraph(): void {
+    this.#next().recordInGraph(this.#stream);
+  }
+
+  #next(): Event {
     if (this.#used === this.#events.length) this.#events.push(this.#cuda.event());
-    this.#events[this.#used++].record(this.#stream);
+    return this.#events[this.#used++];
   }
 
   /** Sum of the time within the pairs of marks, us; the stream must have passed them. */

@@ -1,0 +1,272 @@
+/*
+ * From logits to tokens. ff_logit_stats finds each row's largest logit and log-sum-exp;
+ * ff_draw_tokens draws where a row asks for it, as the host's engine/draw.ts does: the same token
+ * for the same uniform number but for rounding; ff_step_inputs puts drawn tokens into the next
+ * step's inputs, so that it can be handed in before the host has seen them.
+ */
+#include "common.cuh"
+#include "sampler-search.cuh"
+
+/*
+ * A step's inputs out of pinned memory, which a kernel reads sooner than a copy would begin:
+ * tokens, positions and slots of `rows` rows, `logit_rows` logit rows and the draws of as many as
+ * have one. `inputs` is four arrays of `max_rows` and the draws. A token -1 - i is the one that
+ * the step before drew in its logit row i.
+ */
+extern "C" __global__ void ff_step_inputs(const int* staged, int* inputs, const Result* results,
+                                          int rows, int logit_rows, int draws, int max_rows) {
+  constexpr int kDrawWords = sizeof(Draw) / 4;
+  const volatile int* source = staged; /* never from a cache: the host writes it anew */
+  const int i = blockIdx.x * blockDim.x + threadIdx.x, of_draws = i - 3 * rows - logit_rows;
+  if (of_draws >= draws * kDrawWords) return;
+  int word = source[i];
+  int to = of_draws + 4 * max_rows;
+  if (i < 3 * rows) {
+    if (i < rows && word < 0) word = results[-1 - word].drawn;
+    to = i / rows * max_rows + i % rows;
+  } else if (of_draws < 0) {
+    to = i - 3 * rows + 3 * max_rows;
+  }
+  inputs[to] = word;
+}
+
+/* Results of `rows` logit rows and attention's abort code, at out[0], into pinned memory. */
+extern "C" __global__ void ff_step_results(const int4* results, const int* abort_flag, int4* out,
+                                           int rows) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < rows) out[i + 1] = results[i];
+  if (i == 0) *reinterpret_cast<int*>(out) = *abort_flag;
+}
+
+/* The largest of some logits, the lowest index among equals, and the sum of exp(logit - best). */
+struct Stats {
+  float best;
+  int index;
+  float sum;
+  int unused;
+};
+
+__device__ __forceinline__ Stats merged(const Stats& a, const Stats& b) {
+  const bool first = a.best > b.best || (a.best == b.best && a.index < b.index);
+  const float best = fmaxf(a.best, b.best);
+  const float sum = a.sum * __expf(a.best - best) + b.sum * __expf(b.best - best);
+  return {best, first ? a.index : b.index, sum, 0};
+}
+
+__device__ __forceinline__ Stats warp_merged(Stats s) {
+#pragma unroll
+  for (int o = 16; o > 0; o /= 2) {
+    const Stats other = {__shfl_xor_sync(~0u, s.best, o), __shfl_xor_sync(~0u, s.index, o),
+                         __shfl_xor_sync(~0u, s.sum, o), 0};
+    s = merged(s, other);
+  }
+  return s;
+}
+
+constexpr int kStatsThreads = 256;
+/* Groups of four logits that a thread has under way. */
+constexpr int kGroups = 4;
+
+/* Stats of a thread's part of [begin, end): groups of four, a block's stride apart. */
+__device__ __forceinline__ Stats thread_stats(const float* row, bool aligned, int begin, int end) {
+  Stats s = {-kFloatMax, kNoIndex, 0.0f, 0};
+  const int stride = kStatsThreads * 4;
+  for (int at = begin + threadIdx.x * 4; at < end; at += stride * kGroups) {
+    float v[kGroups * 4];
+#pragma unroll
+    for (int g = 0; g < kGroups; g++) load4(row, aligned, at + g * stride, end, v + g * 4);
+    float top = v[0];
+#pragma unroll
+    for (int k = 1; k < kGroups * 4; k++) top = fmaxf(top, v[k]);
+    if (top > s.best) {
+      s.sum *= __expf(s.best - top);
+      s.best = top;
+#pragma unroll
+      for (int k = kGroups * 4 - 1; k >= 0; k--)
+        if (v[k] == top) s.index = at + k / 4 * stride + k % 4;
+    }
+#pragma unroll
+    for (int k = 0; k < kGroups * 4; k++) s.sum += __expf(v[k] - s.best);
+  }
+  return s;
+}
+
+/*
+ * Grid (splits, rows): a block has `slice` logits of a row, and the last block of a row to end
+ * merges the parts. `parts` is (rows, splits), `tickets` (rows) zero between launches.
+ */
+extern "C" __global__ void __launch_bounds__(kStatsThreads)
+    ff_logit_stats(const float* logits, Stats* parts, u32* tickets, Result* results, int vocab,
+                   int slice) {
+  __shared__ Stats warps[kStatsThreads / 32];
+  __shared__ bool is_last;
+  const int row = blockIdx.y, splits = gridDim.x;
+  const int begin = blockIdx.x * slice, end = min(vocab, begin + slice);
+  const float* from = logits + static_cast<u64>(row) * vocab;
+  Stats s = warp_merged(thread_stats(from, vocab % 4 == 0, begin, end));
+  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = s;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    for (int w = 1; w < kStatsThreads / 32; w++) s = merged(s, warps[w]);
+    parts[row * splits + blockIdx.x] = s;
+    __threadfence();
+    is_last = atomicAdd(tickets + row, 1u) == splits - 1;
+  }
+  __syncthreads();
+  if (!is_last || threadIdx.x >= 32) return;
+  __threadfence();
+  s = {-kFloatMax, kNoIndex, 0.0f, 0};
+  for (int part = threadIdx.x; part < splits; part += 32) {
+    const float4 p = __ldcg(reinterpret_cast<const float4*>(parts + row * splits + part));
+    s = merged(s, {p.x, __float_as_int(p.y), p.z, 0});
+  }
+  s = warp_merged(s);
+  if (threadIdx.x > 0) return;
+  tickets[row] = 0;
+  const int index = s.index < vocab ? s.index : 0;
+  results[row] = {index, s.best + logf(s.sum), index, s.best};
+}
+
+/* By descending logit the token's place, by id among equals; the order of a draw with cuts. */
+__device__ __forceinline__ u64 sort_key(float logit, int id) {
+  return static_cast<u64>(~order_of(logit)) << 32 | static_cast<u32>(id);
+}
+
+/* Ascending bitonic sort of n (a power of two) shared elements by the whole block. */
+template <class T>
+__device__ void block_sort(T* values, int n) {
+  for (int size = 2; size <= n; size *= 2) {
+    for (int stride = size / 2; stride > 0; stride /= 2) {
+      __syncthreads();
+      for (int i = threadIdx.x; i < n / 2; i += kDrawThreads) {
+        const int low = 2 * i - i % stride, high = low + stride;
+        const T a = values[low], b = values[high];
+        if ((a > b) == ((low & size) == 0)) {
+          values[low] = b;
+          values[high] = a;
+        }
+      }
+    }
+  }
+  __syncthreads();
+}
+
+/* Tokens that may be kept, if they are so few. */
+constexpr int kListMax = 2048;
+
+struct Shared {
+  union {
+    u32 maxima[kDrawThreads];
+    u64 list[kListMax];
+  };
+  double running[kListMax]; /* mass up to and with each element of the sorted list */
+  int count;
+  int first; /* result of a search for the first place */
+};
+
+/*
+ * A logit that at most a few more than the kept tokens reach: every thread's largest logit is one
+ * of as many tokens, so that the k-th largest of these is no larger than the k-th of all, and so
+ * with the mass. False where that needs more tokens than there are threads.
+ */
+__device__ bool find_floor(Shared& sh, Row& r, float& floor) {
+  float top = -kFloatMax, mass = 0.0f;
+  r.each([&](float v, int) {
+    top = fmaxf(top, v);
+    mass += r.weight(v);
+  });
+  if (r.draw.top_k == 0) r.whole = block_sum(mass);
+  sh.maxima[threadIdx.x] = ~order_of(top);
+  if (threadIdx.x == 0) sh.first = kDrawThreads;
+  block_sort(sh.maxima, kDrawThreads);
+  const float mine = logit_of(~sh.maxima[threadIdx.x]);
+  int place = r.draw.top_k - 1;
+  if (r.draw.top_k == 0) {
+    double total;
+    const double before = block_scan(r.weight(mine), total);
+    if (before + r.weight(mine) >= r.draw.top_p * r.whole) atomicMin(&sh.first, threadIdx.x);
+    __syncthreads();
+    place = sh.first;
+  }
+  const bool found = place < kDrawThreads;
+  if (found) floor = logit_of(~sh.maxima[place]);
+  __syncthreads();
+  return found;
+}
+
+/* Collects the tokens from `floor` on in order; false where they are none or too many. */
+__device__ bool collect(Shared& sh, const Row& r, float floor) {
+  if (threadIdx.x == 0) sh.count = 0;
+  __syncthreads();
+  r.each([&](float v, int id) {
+    if (!(v >= floor) || !r.in_range(v)) return;
+    const int at = atomicAdd(&sh.count, 1);
+    if (at < kListMax) sh.list[at] = sort_key(v, id);
+  });
+  __syncthreads();
+  const int count = sh.count;
+  if (count == 0 || count > kListMax) return false;
+  int padded = 2;
+  while (padded < count) padded *= 2;
+  for (int i = count + threadIdx.x; i < padded; i += kDrawThreads) sh.list[i] = ~0ull;
+  block_sort(sh.list, padded);
+  return true;
+}
+
+/* The first place below `count` whose running mass passes `target`, else the last. */
+__device__ int first_passing(Shared& sh, int count, double target, bool or_equal) {
+  if (threadIdx.x == 0) sh.first = count - 1;
+  __syncthreads();
+  for (int i = threadIdx.x; i < count; i += kDrawThreads) {
+    if (or_equal ? sh.running[i] >= target : sh.running[i] > target) atomicMin(&sh.first, i);
+  }
+  __syncthreads();
+  const int first = sh.first;
+  __syncthreads();
+  return first;
+}
+
+/* Cuts the sorted list by top-k and top-p and draws from what is left. */
+__device__ int draw_from_list(Shared& sh, Row& r) {
+  constexpr int kEach = kListMax / kDrawThreads;
+  int kept = sh.count;
+  if (r.draw.top_k > 0) kept = min(kept, r.draw.top_k);
+  double own[kEach], sum = 0.0, total;
+#pragma unroll
+  for (int k = 0; k < kEach; k++) {
+    const int i = threadIdx.x * kEach + k;
+    const bool in = i < kept;
+    own[k] = in ? r.weight(logit_of(~static_cast<u32>(sh.list[i] >> 32))) : 0.0f;
+    sum += own[k];
+  }
+  double before = block_scan(sum, total);
+#pragma unroll
+  for (int k = 0; k < kEach; k++) sh.running[threadIdx.x * kEach + k] = before += own[k];
+  __syncthreads();
+  const double whole = r.draw.top_k > 0 ? sh.running[kept - 1] : r.whole;
+  kept = first_passing(sh, kept, r.draw.top_p * whole, true) + 1;
+  const int drawn = first_passing(sh, kept, r.draw.uniform * sh.running[kept - 1], false);
+  return static_cast<int>(static_cast<u32>(sh.list[drawn]));
+}
+
+/* One block a row; a row without a draw keeps its largest logit. After ff_logit_stats. */
+extern "C" __global__ void __launch_bounds__(kDrawThreads, 1)
+    ff_draw_tokens(const float* logits, const Draw* draws, Result* results, int vocab) {
+  __shared__ Shared sh;
+  const Draw draw = draws[blockIdx.x];
+  if (draw.scale == 0.0f) return;
+  Result& result = results[blockIdx.x];
+  const float* values = logits + static_cast<u64>(blockIdx.x) * vocab;
+  Row r = {draw, values, vocab, result.drawn_logit, 0.0};
+  int token;
+  if (draw.top_k == 0 && draw.top_p >= 1.0f) {
+    token = draw_any(r);
+  } else {
+    float floor = 0.0f;
+    const bool few = find_floor(sh, r, floor) && collect(sh, r, floor);
+    token = few ? draw_from_list(sh, r) : draw_by_search(r);
+  }
+  if (threadIdx.x > 0) return;
+  result.drawn = token;
+  result.drawn_logit = values[token];
+}

@@ -1,0 +1,141 @@
+/**
+ * What goes into a step and comes out of it on the device: inputs and drawn tokens, logits'
+ * statistics, draws, results. The kernels are those of sampler.cu.
+ * @module
+ */
+import { ceilDiv } from '../../../base/math.ts';
+import type { RowDraw } from '../../backend.ts';
+import type { Cuda, DeviceMemory, Kernel, LaunchShape, Module, Stream } from '../driver.ts';
+import type { KernelLoader } from '../kernel-loader.ts';
+import { packArguments } from '../launch-arguments.ts';
+import { type CudaBuffers, DRAW_WORDS } from './cuda-model.ts';
+
+const NAMES = ['ff_step_inputs', 'ff_logit_stats', 'ff_draw_tokens', 'ff_step_results'] as const;
+/** Threads of a block; those of the statistics and of draws are constants of the kernels. */
+const THREADS = { words: 256, stats: 256, draw: 512 } as const;
+/** Blocks of ff_logit_stats that a multiprocessor holds, and logits that are worth a block. */
+const STATS_BLOCKS = 8;
+const SLICE_MIN = 2048;
+const SPLITS_MAX = 64;
+/** Bytes of `Stats` in sampler.cu. */
+const PART_BYTES = 16;
+/** Tokens whose weight is below e^-24 of the best's are never drawn, as in engine/draw.ts. */
+const NEGLIGIBLE = 24;
+/** The largest float below 1. */
+const UNIFORM_MAX = 1 - 2 ** -24;
+
+/** Words of a logit row's results, in this order: argmax, log-sum-exp, drawn, its logit. */
+export const RESULT_WORDS = 4;
+
+export class Sampler {
+  readonly #cuda: Cuda;
+  readonly #module: Module;
+  readonly #kernels: ReadonlyMap<string, Kernel>;
+  readonly #buffers: CudaBuffers;
+  readonly #vocab: number;
+  readonly #parts: DeviceMemory;
+  readonly #tickets: DeviceMemory;
+  readonly #results: DeviceMemory;
+
+  /** @throws FlashForgeError 'compile' with the compiler's log. */
+  constructor(loader: KernelLoader, buffers: CudaBuffers, vocab: number, stream: Stream) {
+    const { cuda } = loader;
+    this.#cuda = cuda;
+    this.#module = loader.load('sampler.cu', {});
+    this.#kernels = new Map(NAMES.map((name) => [name, this.#module.kernel(name)]));
+    this.#buffers = buffers;
+    this.#vocab = vocab;
+    const { maxRows } = buffers;
+    this.#parts = cuda.alloc(maxRows * SPLITS_MAX * PART_BYTES);
+    this.#tickets = cuda.alloc(maxRows * 4);
+    this.#results = cuda.alloc(maxRows * RESULT_WORDS * 4);
+    for (const memory of [this.#tickets, this.#results]) {
+      cuda.fill(memory.address, 0, memory.bytes, stream);
+    }
+  }
+
+  /**
+   * Enqueues the step's inputs: `staged` is pinned memory with tokens, positions and slots (rows),
+   * logit rows (logitRows) and draws (draws) one after the other. Resolves tokens drawn before.
+   */
+  readInputs(staged: bigint, rows: number, logitRows: number, draws: number, stream: Stream): void {
+    const words = 3 * rows + logitRows + draws * DRAW_WORDS;
+    const shape = { blocks: ceilDiv(words, THREADS.words), threads: THREADS.words };
+    const { inputs, maxRows } = this.#buffers;
+    const [to, results] = [inputs.address, this.#results.address];
+    const values = [staged, to, results, rows, logitRows, draws, maxRows];
+    this.#launch('ff_step_inputs', shape, 'pppiiii', values, stream);
+  }
+
+  /** Enqueues argmax and log-sum-exp of `rows` rows of logits; each row's argmax is its draw. */
+  stats(rows: number, stream: Stream): void {
+    const blocks = this.#cuda.info.multiprocessors * STATS_BLOCKS;
+    const wanted = Math.floor(Math.min(blocks / rows, this.#vocab / SLICE_MIN));
+    const splits = Math.max(1, Math.min(SPLITS_MAX, wanted));
+    const slice = ceilDiv(this.#vocab, splits * 4) * 4;
+    const shape = { blocks: splits, blocksY: rows, threads: THREADS.stats };
+    this.#launch(
+      'ff_logit_stats',
+      shape,
+      'ppppii',
+      [
+        this.#buffers.logits.address,
+        this.#parts.address,
+        this.#tickets.address,
+        this.#results.address,
+        this.#vocab,
+        slice,
+      ],
+      stream,
+    );
+  }
+
+  /** Enqueues the draws of the first `rows` rows, after `stats`. */
+  draw(rows: number, stream: Stream): void {
+    const { logits, inputs, maxRows } = this.#buffers;
+    const draws = inputs.address + BigInt(maxRows * 16);
+    const values = [logits.address, draws, this.#results.address, this.#vocab];
+    this.#launch('ff_draw_tokens', { blocks: rows, threads: THREADS.draw }, 'pppi', values, stream);
+  }
+
+  /** Enqueues the way back: the abort code and `rows` results, to RESULT_WORDS on, in `to`. */
+  writeResults(abort: bigint, to: bigint, rows: number, stream: Stream): void {
+    const shape = { blocks: Math.max(1, ceilDiv(rows, THREADS.words)), threads: THREADS.words };
+    const values = [this.#results.address, abort, to, rows];
+    this.#launch('ff_step_results', shape, 'pppi', values, stream);
+  }
+
+  #launch(
+    name: (typeof NAMES)[number],
+    shape: LaunchShape,
+    letters: string,
+    values: readonly (number | bigint)[],
+    stream: Stream,
+  ): void {
+    const kernel = this.#kernels.get(name) as Kernel;
+    this.#cuda.launch(kernel, shape, packArguments(letters, values), stream);
+  }
+
+  free(): void {
+    for (const memory of [this.#parts, this.#tickets, this.#results]) memory.free();
+    this.#module.free();
+  }
+}
+
+/** Writes `draw` as `struct Draw` of sampler-search.cuh at word `at` of memory seen as both. */
+export function packDraw(
+  draw: RowDraw | null,
+  words: Int32Array,
+  floats: Float32Array,
+  at: number,
+): void {
+  if (draw === null) {
+    words.fill(0, at, at + DRAW_WORDS);
+    return;
+  }
+  floats[at] = 1 / draw.temperature;
+  floats[at + 1] = draw.minP > 0 ? Math.min(NEGLIGIBLE, -Math.log(draw.minP)) : NEGLIGIBLE;
+  floats[at + 2] = draw.topP;
+  floats[at + 3] = Math.min(draw.uniform, UNIFORM_MAX);
+  words[at + 4] = draw.topK;
+}
