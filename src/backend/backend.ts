@@ -4,6 +4,7 @@
  * @module
  */
 import type { Forest } from '../kvcache/forest.ts';
+import type { HostKv } from '../kvcache/host-cache.ts';
 import type { Plan, PlanSpec } from '../plan/plan.ts';
 
 /** How a device draws the token of a row of logits; see engine/sampling-params.ts for the names. */
@@ -93,6 +94,8 @@ export interface Runner {
   /** Measured once: bytes a second of a kernel that only reads; absent where nobody measures. */
   readonly readBytesPerSecond?: number | undefined;
   readonly energy?: EnergyMeter | undefined;
+  /** Host memory for KV that leaves the device; absent = there is none. */
+  readonly hostKv?: HostKv | undefined;
   /**
    * A runner of depth 2 has read its input when this returns, as the caller reuses the arrays.
    * Steps settle in the order in which they were handed in; after one that failed, the next fails.

@@ -28,6 +28,14 @@ import { borderOf, type Namespace, Path, PUBLIC, rootKey } from './path.ts';
 
 export type { Match } from './match.ts';
 
+/** Who keeps what eviction takes: called while its KV is still there. */
+export interface Evictions {
+  /** The leaf will lose its tokens from index `keep` on. */
+  leaving(leaf: TreeNode, keep: number): void;
+  /** All of one eviction was told; its pages may be written from now on. */
+  left(): void;
+}
+
 export class PrefixTree {
   readonly pool: PagePool;
   /** One root per salt: sequences under different salts never share. */
@@ -39,6 +47,7 @@ export class PrefixTree {
   structureVersion = 0;
   /** Tokens evicted so far. */
   evictedTokens = 0;
+  evictions: Evictions | null = null;
   #clock = 1;
   readonly #queue = new EvictionQueue();
   readonly #edits: TreeEdits = {
@@ -268,16 +277,19 @@ export class PrefixTree {
   #evict(pages: number): void {
     while (this.pool.freePages < pages) {
       const leaf = this.#queue.pop();
-      if (leaf === null) return;
+      if (leaf === null) break;
       const drop = Math.min(leaf.pageCount, pages - this.pool.freePages);
-      const keep = (leaf.pageCount - drop) * this.pool.pageSize - leaf.firstSlot;
-      this.evictedTokens += leaf.length - Math.max(0, keep);
-      if (keep <= 0) this.#remove(leaf);
+      const whole = (leaf.pageCount - drop) * this.pool.pageSize;
+      const keep = Math.max(0, whole - leaf.firstSlot);
+      this.evictions?.leaving(leaf, keep);
+      this.evictedTokens += leaf.length - keep;
+      if (keep === 0) this.#remove(leaf);
       else {
         truncate(leaf, keep, this.pool);
         this.#queue.push(leaf);
       }
     }
+    this.evictions?.left();
   }
 
   #split(node: TreeNode, count: number): TreeNode {

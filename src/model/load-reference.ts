@@ -23,6 +23,7 @@ export function loadReferenceRunner(checkpoint: Checkpoint, options: RunnerOptio
   for (const { name, type } of checkpoint.tensors.values()) {
     weights.set(name, dequantize(type, checkpoint.read(name)));
   }
+  const pageBytes = PAGE_SIZE * config.layers * config.kvHeads * config.headDim * 2 * 4;
   const { cosine, sine } = ropeTables(config, Math.min(config.contextLength, pages * PAGE_SIZE));
   const weight = (name: WeightName): Float32Array => weights.get(name)!;
   return referenceRunner(
@@ -31,6 +32,7 @@ export function loadReferenceRunner(checkpoint: Checkpoint, options: RunnerOptio
       pages,
       pageSize: PAGE_SIZE,
       maxRows: options.maxRows ?? DEFAULT_ROWS,
+      hostPages: Math.floor((options.hostKvBytes ?? 0) / pageBytes),
       planSpec: {
         kvHeads: config.kvHeads,
         groupSize: config.heads / config.kvHeads,

@@ -26,6 +26,11 @@ export interface RunnerOptions {
   readonly kvPages?: number | undefined;
   readonly kvBytes?: number | undefined;
   /**
+   * Pinned host memory that keeps the KV which the device's cache has no room for; default 0. On
+   * the CPU it has no effect: the KV cache is in host memory there.
+   */
+  readonly hostKvBytes?: number | undefined;
+  /**
    * On the CPU by default the fastest: 'i16' (integers with a scale a key and a value, about as
    * exact as f16) with native kernels on x86-64, else 'f16'. On CUDA 'f16' or 'bf16', the type of
    * weights and activations too, by default the file's.

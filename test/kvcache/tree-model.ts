@@ -23,7 +23,8 @@ const content = ({ salt, publicTokens }: Namespace, tokens: readonly number[], a
 export class TreeModel {
   readonly tree: PrefixTree;
   readonly sequences: ModelSequence[] = [];
-  readonly #kv: string[] = [];
+  /** [slot] what is written there. */
+  readonly kv: string[] = [];
 
   constructor(pages: number, pageSize: number) {
     this.tree = new PrefixTree(pages, pageSize);
@@ -76,7 +77,7 @@ export class TreeModel {
     const { from, to } = this.tree.claim(sequence.path);
     const end = Math.min(to, from + count);
     for (let at = from; at < end; at++) {
-      this.#kv[this.tree.slotOf(sequence.path, at)] = content(
+      this.kv[this.tree.slotOf(sequence.path, at)] = content(
         sequence.namespace,
         sequence.tokens,
         at,
@@ -96,7 +97,7 @@ export class TreeModel {
       assert.deepEqual([...path.tokens()], tokens);
       for (let at = 0; at < path.computed; at++) {
         assert.equal(
-          this.#kv[this.tree.slotOf(path, at)],
+          this.kv[this.tree.slotOf(path, at)],
           content(namespace, tokens, at),
           `KV of ${at}`,
         );

@@ -6,6 +6,7 @@
 import { assert } from '../../base/errors.ts';
 import type { DecoderConfig, WeightName } from '../../checkpoint/checkpoint.ts';
 import type { Forest } from '../../kvcache/forest.ts';
+import type { HostKv } from '../../kvcache/host-cache.ts';
 import type { PlanSpec } from '../../plan/plan.ts';
 import type { Runner, StepInput, StepOutput } from '../backend.ts';
 import type { DecoderOps } from '../ops.ts';
@@ -25,6 +26,8 @@ export interface ReferenceOptions {
   readonly pageSize: number;
   readonly maxRows: number;
   readonly planSpec: PlanSpec;
+  /** Pages that stand for host memory; 0 = none. */
+  readonly hostPages: number;
   /** model/decoder.ts forward, handed in because backends know nothing of the model folder. */
   readonly forward: (ops: DecoderOps, layers: number) => void;
 }
@@ -253,8 +256,9 @@ class ReferenceOps implements DecoderOps {
 /** A runner for tiny models; everything happens in the calling thread. */
 export function referenceRunner(model: ReferenceModel, options: ReferenceOptions): Runner {
   const { layers, kvHeads, headDim, vocab } = model.config;
-  const { pages, pageSize, maxRows, planSpec, forward } = options;
-  const size = pages * pageSize * kvHeads * headDim;
+  const { pages, pageSize, maxRows, planSpec, hostPages, forward } = options;
+  const slotSize = kvHeads * headDim;
+  const size = pages * pageSize * slotSize;
   const keys = Array.from({ length: layers }, () => new Float32Array(size));
   const values = Array.from({ length: layers }, () => new Float32Array(size));
 
@@ -285,7 +289,43 @@ export function referenceRunner(model: ReferenceModel, options: ReferenceOptions
     tokenBytes: layers * kvHeads * headDim * 2 * 4,
     maxRows,
     planSpec,
+    hostKv:
+      hostPages > 0 ? hostMemory([...keys, ...values], slotSize, pageSize, hostPages) : undefined,
     step,
     dispose: async () => {},
+  };
+}
+
+/** Copies of tokens' vectors, `size` floats each in every one of `tensors`. */
+function hostMemory(
+  tensors: readonly Float32Array[],
+  size: number,
+  pageSize: number,
+  pages: number,
+): HostKv {
+  const copies = tensors.map(() => new Float32Array(pages * pageSize * size));
+  const eachToken = (
+    slots: Int32Array,
+    to: Int32Array,
+    copy: (tensor: Float32Array, host: Float32Array, slot: number, place: number) => void,
+  ): void => {
+    slots.forEach((slot, index) => {
+      if (slot < 0) return;
+      const place = to[Math.floor(index / pageSize)] * pageSize + (index % pageSize);
+      tensors.forEach((tensor, i) => {
+        copy(tensor, copies[i], slot * size, place * size);
+      });
+    });
+  };
+  return {
+    pages,
+    save: (slots, to) =>
+      eachToken(slots, to, (tensor, host, at, place) => {
+        host.set(tensor.subarray(at, at + size), place);
+      }),
+    load: (from, slots) =>
+      eachToken(slots, from, (tensor, host, at, place) => {
+        tensor.set(host.subarray(place, place + size), at);
+      }),
   };
 }
