@@ -97,14 +97,14 @@ export interface LaunchShape {
 /** One CUDA device with its primary context current on the calling thread. */
 export class Cuda {
   readonly info: DeviceInfo;
-  /** Objects not given back yet: a leak shows as a number above zero after disposal. */
-  live = 0;
   readonly #library: DriverLibrary;
   readonly #device: number;
   #lost: string | undefined;
   #closed = false;
   readonly #out = new BigUint64Array(1);
   readonly #elapsedMs = new Float32Array(1);
+  /** Ends the objects that are not given back yet. */
+  readonly #owned = new Set<() => void>();
   /** Launch arguments, the five words that point at them, and their size: never moved. */
   readonly #launchArguments = new Uint8Array(new ArrayBuffer(ARGUMENT_BYTES_MAX));
   readonly #launchSize = new BigUint64Array(new ArrayBuffer(64), 0, 1);
@@ -204,14 +204,16 @@ export class Cuda {
 
   /** An owned object: `free` gives it back once, and never throws for a lost device. */
   #own(free: () => void): () => void {
-    let alive = true;
-    this.live++;
-    return () => {
-      if (!alive) return;
-      alive = false;
-      this.live--;
-      if (this.#lost === undefined) free();
+    const end = (): void => {
+      if (this.#owned.delete(end) && this.#lost === undefined) free();
     };
+    this.#owned.add(end);
+    return end;
+  }
+
+  /** Objects not given back yet: a leak shows as a number above zero after disposal. */
+  get live(): number {
+    return this.#owned.size;
   }
 
   alloc(bytes: number): DeviceMemory {
@@ -373,16 +375,26 @@ export class Cuda {
   }
 
   /**
-   * Gives the context back. Objects must have been freed before. A context that the device lost
-   * is destroyed for the whole process, so that the next one is sound.
+   * Gives back the context and every object that is left, after a load that failed half-way. A
+   * context that the device lost is destroyed for the whole process, so that the next one is sound.
    */
   close(): void {
     const { call } = this.#library;
     if (this.#closed) return;
     this.#closed = true;
+    for (const end of this.#owned) this.#endQuietly(end);
     if (this.#lost !== undefined) call.cuDevicePrimaryCtxReset_v2(this.#device);
     call.cuDevicePrimaryCtxRelease_v2(this.#device);
     this.#lost ??= 'the CUDA device was closed';
+  }
+
+  /** What cannot be ended goes with the context. */
+  #endQuietly(end: () => void): void {
+    try {
+      end();
+    } catch {
+      /* The first error is what its caller has been told. */
+    }
   }
 }
 
