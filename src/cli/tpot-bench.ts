@@ -9,7 +9,7 @@ import { FlashForgeError } from '../base/errors.ts';
 import { median } from '../base/math.ts';
 import { Branch } from '../engine/branch.ts';
 import type { Engine } from '../engine/engine.ts';
-import type { StepTotals } from '../engine/engine-stats.ts';
+import type { EngineTimes, StepTotals } from '../engine/engine-stats.ts';
 import { Generation } from '../engine/generation.ts';
 import { samplingParams } from '../engine/sampling-params.ts';
 import type { Mode } from './decode-bench.ts';
@@ -17,8 +17,9 @@ import type { Prompts, Scenario } from './tpot-scenario.ts';
 
 /** A case as measured; times in ms. */
 export interface TpotMeasurement {
-  /** The lowest of `tpot_all`. */
+  /** From the quickest pass of each length. */
   readonly tpot_ms: number;
+  /** From each pair of passes. */
   readonly tpot_all: readonly number[];
   /** Between tokens of the batch in the longer run. */
   readonly step_p50_ms: number;
@@ -29,9 +30,12 @@ export interface TpotMeasurement {
   /** Means of the longer run's steps, by what the engine counts. */
   readonly attention_ms: number;
   readonly plan_ms: number;
-  /** Time of a step in which the runner does nothing: scheduling, planning, answers. */
-  readonly host_ms: number;
   readonly kv_bytes: number;
+  /** Of a step: what the host works for it, and what the device waits between two. */
+  readonly host_p50_ms: number;
+  readonly host_p99_ms: number;
+  readonly idle_p50_ms: number;
+  readonly idle_p99_ms: number;
   /** Null where the device's energy cannot be measured. */
   readonly joule_per_token: number | null;
 }
@@ -57,7 +61,9 @@ interface Pass {
   /** Times at which every request had its next token. */
   readonly ticks: readonly number[];
   readonly joules: number | null;
+  /** From the first token on. */
   readonly totals: StepTotals;
+  readonly times: EngineTimes;
 }
 
 export class TpotBench {
@@ -125,20 +131,19 @@ export class TpotBench {
     this.#engine.flat = mode === 'flat';
     try {
       await this.#pass(prompts, WARM_TOKENS);
-      const differences: number[] = [];
+      const [short, long]: [number[], number[]] = [[], []];
       for (let pass = 0; pass < PASSES; pass++) {
-        const short = await this.#pass(prompts, 1);
-        const long = await this.#pass(prompts, steps + 1);
-        differences.push((long.ms - short.ms) / steps);
-        if (long.ms > LONG_PASS_MS) break;
+        short.push((await this.#pass(prompts, 1)).ms);
+        long.push((await this.#pass(prompts, steps + 1)).ms);
+        if (long[pass] > LONG_PASS_MS) break;
       }
-      const tpot = Math.min(...differences);
+      const tpot = (Math.min(...long) - Math.min(...short)) / steps;
       const window = Math.ceil(WINDOW_MS[this.#engine.runner.device] / Math.max(tpot, 0.1));
       const tokens = Math.max(steps, Math.min(window, WINDOW_TOKENS_MAX - 1)) + 1;
       const run = await this.#pass(prompts, tokens);
       return {
         tpot_ms: tpot,
-        tpot_all: differences,
+        tpot_all: long.map((ms, pass) => (ms - short[pass]) / steps),
         ...runMeasurement(run, scenario.requests.length),
       };
     } finally {
@@ -156,7 +161,6 @@ export class TpotBench {
     const ticks: number[] = [];
     let failed: FlashForgeError | null = null;
     let left = wanted.length;
-    let decoding = stats.totals();
     let joulesFrom: number | null = null;
     const generations: Generation[] = [];
     const started = performance.now();
@@ -168,7 +172,7 @@ export class TpotBench {
           if (++counts[own++] < wanted.length) return;
           ticks.push(performance.now());
           if (ticks.length > 1) return;
-          decoding = stats.totals();
+          stats.reset();
           joulesFrom = runner.energy?.joules() ?? null;
         };
         const onError = (error: FlashForgeError): void => {
@@ -185,7 +189,8 @@ export class TpotBench {
       return {
         ...{ ms, ttftMs, ticks },
         joules: joulesFrom === null || joulesTo === null ? null : joulesTo - joulesFrom,
-        totals: difference(stats.totals(), decoding),
+        totals: stats.totals(),
+        times: stats.times(),
       };
     } finally {
       for (const generation of generations) generation.abort();
@@ -208,11 +213,10 @@ export class TpotBench {
 }
 
 function runMeasurement(run: Pass, batch: number): Omit<TpotMeasurement, 'tpot_ms' | 'tpot_all'> {
-  const { ticks, ttftMs, totals, joules } = run;
+  const { ticks, ttftMs, totals, times, joules } = run;
   const steps = ticks.slice(1).map((time, index) => time - ticks[index]);
   const ttft = ttftMs.toSorted((a, b) => a - b);
   const count = Math.max(1, totals.steps);
-  const wall = ticks[ticks.length - 1] - ticks[0];
   return {
     step_p50_ms: median(steps),
     step_p99_ms: percentile(steps, 0.99),
@@ -220,8 +224,9 @@ function runMeasurement(run: Pass, batch: number): Omit<TpotMeasurement, 'tpot_m
     ttft_max_ms: ttft[ttft.length - 1],
     attention_ms: totals.attentionMs / count,
     plan_ms: totals.planMs / count,
-    host_ms: Math.max(0, (wall - totals.stepMs) / count),
     kv_bytes: Math.round(totals.kvBytes / count),
+    ...{ host_p50_ms: times.hostMs.p50, host_p99_ms: times.hostMs.p99 },
+    ...{ idle_p50_ms: times.idleMs.p50, idle_p99_ms: times.idleMs.p99 },
     joule_per_token: joules === null ? null : joules / (batch * steps.length),
   };
 }
@@ -230,12 +235,4 @@ function runMeasurement(run: Pass, batch: number): Omit<TpotMeasurement, 'tpot_m
 function percentile(values: readonly number[], share: number): number {
   const sorted = values.toSorted((a, b) => a - b);
   return sorted[Math.min(sorted.length - 1, Math.ceil(share * sorted.length) - 1)];
-}
-
-function difference(after: StepTotals, before: StepTotals): StepTotals {
-  const entries = Object.entries(after).map(([name, value]) => [
-    name,
-    value - before[name as keyof StepTotals],
-  ]);
-  return Object.fromEntries(entries) as unknown as StepTotals;
 }

@@ -95,7 +95,7 @@ const ms = (value: number | undefined): string => (value === undefined ? '-' : v
 
 export function caseTable(cases: readonly (TpotCase | SkippedCase)[]): string {
   const rows = cases.flatMap((each) => ('skipped' in each ? [] : [caseCells(each)]));
-  const head = ['scenario', 'mode', 'TPOT ms', 'p50', 'p99', 'TTFT ms', 'host', 'plan'];
+  const head = ['scenario', 'mode', 'TPOT ms', 'p50', 'p99', 'TTFT ms', 'host', 'idle'];
   return table(
     [...head, 'attention', 'KV MiB', 'bound', 'ratio', 'own bound', 'ratio', 'J/token'],
     rows,
@@ -109,7 +109,7 @@ function caseCells(each: TpotCase): string[] {
     each.mode,
     each.tpot_ms.toFixed(3),
     ...[each.step_p50_ms, each.step_p99_ms, each.ttft_p50_ms].map(ms),
-    ...[each.host_ms, each.plan_ms].map((value) => value.toFixed(3)),
+    ...[each.host_p50_ms, each.idle_p50_ms].map((value) => value.toFixed(3)),
     ms(each.attention_ms),
     (each.kv_bytes / 2 ** 20).toFixed(0),
     ...[each.bound_ms, each.ratio, each.device_bound_ms, each.device_ratio].map(ms),
