@@ -42,5 +42,6 @@ export type {
 export type { EngineSnapshot, ModelInfo } from './engine/rpc.ts';
 export type { Sampled, TokenLogprob } from './engine/sampler.ts';
 export type { SamplingOptions } from './engine/sampling-params.ts';
+export type { HostStats } from './kvcache/host-cache.ts';
 export type { TreeStats } from './kvcache/tree-stats.ts';
 export type { ChatMessage, ChatOptions } from './tokenizer/chat-template.ts';

@@ -21,6 +21,7 @@ import { choiceOption, integerOption, numberOption, usageError } from './parse-a
 
 const SECOND_MS = 1000;
 const MIB = 2 ** 20;
+const GIB = 2 ** 30;
 
 export const serveCommand: Command = {
   name: 'serve',
@@ -39,6 +40,11 @@ export const serveCommand: Command = {
     DEVICE_OPTION,
     { name: 'workers', value: 'N', help: 'compute threads (default one for each core)' },
     { name: 'kv-pages', value: 'N', help: 'KV cache in pages of 64 tokens' },
+    {
+      name: 'host-kv-gib',
+      value: 'N',
+      help: 'pinned host memory for evicted KV on CUDA (default 0)',
+    },
     { name: 'max-sequences', value: 'N', help: 'sequences that run at a time (default 256)' },
     { name: 'max-tokens', value: 'N', help: 'most new tokens of a sample' },
     { name: 'queue-limit', value: 'N', help: 'requests in the server; more get 429 (default 512)' },
@@ -106,6 +112,7 @@ function optionsOf(given: Arguments): ServerOptions {
       provider: choiceOption(given, 'provider', PROVIDERS, 'auto'),
       workers: integer('workers', 1, 1024),
       kvPages: integer('kv-pages', 1),
+      hostKvBytes: scaled('host-kv-gib', 65536, GIB),
     },
     engine: { maxSequences },
   };

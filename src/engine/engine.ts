@@ -7,6 +7,7 @@
 import type { Runner } from '../backend/backend.ts';
 import { assert, FlashForgeError, isOutOfPages } from '../base/errors.ts';
 import { ceilDiv } from '../base/math.ts';
+import { HostCache } from '../kvcache/host-cache.ts';
 import type { Path } from '../kvcache/path.ts';
 import { resolvePending } from '../kvcache/pending.ts';
 import { PrefixTree } from '../kvcache/prefix-tree.ts';
@@ -33,6 +34,8 @@ const MAX_SEQUENCES = 256;
 export class Engine {
   readonly runner: Runner;
   readonly tree: PrefixTree;
+  /** Null where the device has no host memory beside its pages. */
+  readonly host: HostCache | null;
   readonly stats = new EngineStats();
   /** Called whenever there may be something to do: `step` until it returns false. */
   onWork: () => void = () => {};
@@ -49,6 +52,8 @@ export class Engine {
   constructor(runner: Runner, options: EngineOptions = {}) {
     this.runner = runner;
     this.tree = new PrefixTree(runner.pages, runner.pageSize);
+    const { hostKv } = runner;
+    this.host = hostKv === undefined ? null : new HostCache(this.tree, hostKv);
     this.#batches = new BatchBuilder(this.tree, runner);
     this.#flights = new Flights(runner);
     this.#maxSequences = options.maxSequences ?? MAX_SEQUENCES;
@@ -245,8 +250,9 @@ export class Engine {
       const match = this.tree.match(tokens, sequence.namespace);
       // Room for those that run to grow by a page each; without it they would soon be preempted.
       if (running > 0 && match.pages + running > this.tree.availablePages) return;
+      const insert = this.#insert.bind(this, sequence, running === 0);
       try {
-        sequence.path = this.#insert(sequence, running === 0);
+        sequence.path = this.host?.admit(tokens, sequence.namespace, insert) ?? insert();
       } catch (error) {
         if (running > 0) return;
         this.#endWith(sequence, tooFull(error, this.#admitted.size));
@@ -255,7 +261,7 @@ export class Engine {
       this.#waiting.remove(sequence);
       sequence.waiting = null;
       if (sequence.cost.cachedTokens < 0) {
-        sequence.cost.cachedTokens = Math.min(match.computed, sequence.rowsFrom);
+        sequence.cost.cachedTokens = Math.min(sequence.path.computed, sequence.rowsFrom);
       }
       this.#admitted.add(sequence);
       running++;

@@ -44,6 +44,11 @@ export interface LoadOptions extends EngineOptions {
   /** Size of the KV cache in pages, or in bytes where pages are not given. */
   readonly kvPages?: number | undefined;
   readonly kvBytes?: number | undefined;
+  /**
+   * Pinned host memory on CUDA that keeps KV which the device's cache has no room for, until it is
+   * asked for again; default 0. It counts in whole pages.
+   */
+  readonly hostKvBytes?: number | undefined;
   readonly kvType?: KvType | undefined;
   /** Attention without sharing, for comparisons; see `Llm.setFlat`. */
   readonly flat?: boolean | undefined;
@@ -64,6 +69,7 @@ const LOAD_FIELDS = [
   'workers',
   'kvPages',
   'kvBytes',
+  'hostKvBytes',
   'kvType',
   'maxRows',
   'mixedPrefillRows',
@@ -239,11 +245,11 @@ export async function load(model?: string, options: LoadOptions = {}): Promise<L
   const found = await (model === undefined
     ? resolveDefaultModel(resolve)
     : resolveModel(model, resolve));
-  const { device, provider, workers, kvPages, kvBytes, kvType, maxRows } = options;
+  const { device, provider, workers, kvPages, kvBytes, hostKvBytes, kvType, maxRows } = options;
   const { mixedPrefillRows, maxSequences } = options;
   const start = {
     path: found.path,
-    runner: { device, provider, workers, kvPages, kvBytes, kvType, maxRows },
+    runner: { device, provider, workers, kvPages, kvBytes, hostKvBytes, kvType, maxRows },
     engine: { maxRows, mixedPrefillRows, maxSequences },
   };
   const { client, info } = await EngineClient.start(start, { onProgress, log }, signal);
@@ -261,6 +267,9 @@ function checkLoadOptions(options: LoadOptions): void {
   }
   for (const field of ['kvPages', 'kvBytes'] as const) {
     if (options[field] !== undefined) checkInteger('usage', field, options[field], 1);
+  }
+  if (options.hostKvBytes !== undefined) {
+    checkInteger('usage', 'hostKvBytes', options.hostKvBytes, 0);
   }
   oneOf('provider', options.provider, ['auto', 'native', 'wasm']);
   oneOf('kvType', options.kvType, ['f16', 'f32', 'bf16', 'i16']);

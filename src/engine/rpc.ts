@@ -5,6 +5,7 @@
  */
 import type { ErrorCode } from '../base/errors.ts';
 import type { DecoderConfig } from '../checkpoint/checkpoint.ts';
+import type { HostStats } from '../kvcache/host-cache.ts';
 import type { TreeStats } from '../kvcache/tree-stats.ts';
 import type { RunnerOptions } from '../model/load-runner.ts';
 import type { ChatMessage, ChatOptions } from '../tokenizer/chat-template.ts';
@@ -132,6 +133,8 @@ export type Reply =
 /** State and counters of the engine at one moment. */
 export interface EngineSnapshot {
   readonly tree: TreeStats;
+  /** KV that was moved to host memory; null where there is none for it. */
+  readonly host: HostStats | null;
   readonly steps: StepTotals;
   readonly times: EngineTimes;
   readonly running: number;

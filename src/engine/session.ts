@@ -111,7 +111,7 @@ export class Session {
       case 'resetStats':
         return this.#engine.stats.reset();
       case 'clearCache':
-        return this.#engine.tree.evictAll();
+        return (this.#engine.host ?? this.#engine.tree).evictAll();
       case 'close':
         return this.#close();
     }
@@ -376,6 +376,7 @@ export class Session {
     const engine = this.#engine;
     return {
       tree: treeStats(engine.tree, engine.runner.tokenBytes),
+      host: engine.host?.stats(engine.runner.tokenBytes) ?? null,
       steps: engine.stats.totals(),
       times: engine.stats.times(),
       running: engine.running,

@@ -87,6 +87,11 @@ export class ServerMetrics {
       nodes: r.gauge('flashforge:tree_nodes', 'Nodes of the prefix tree.'),
       treeTokens: r.gauge('flashforge:tree_tokens', 'Tokens in the prefix tree.'),
       pages: r.gauge('flashforge:pages', 'KV pages by state.'),
+      hostPages: r.gauge('flashforge:host_pages', 'Pages of host memory for evicted KV, by state.'),
+      hostTokens: r.gauge(
+        'flashforge:host_tokens',
+        'Tokens whose KV was saved to host memory, or restored from it.',
+      ),
       prefixes: r.gauge('flashforge:prefixes', 'Prefixes held by clients.'),
       open: r.gauge('flashforge:requests_open', 'Requests accepted and not finished.'),
       failed: r.counter(
@@ -148,14 +153,14 @@ export class ServerMetrics {
     own.config.set(1, {
       block_size: String(info.pageSize),
       num_gpu_blocks: String(info.pages),
-      num_cpu_blocks: '0',
+      num_cpu_blocks: String(host.stats?.host?.pages ?? 0),
       cache_dtype: 'auto',
       enable_prefix_caching: 'True',
     });
     return this.#registry.text({ model_name: names[0], engine: '0' });
   }
 
-  #engine({ tree, steps, running, waiting }: EngineSnapshot): void {
+  #engine({ tree, host, steps, running, waiting }: EngineSnapshot): void {
     const own = this.#own;
     const held = (tree.pagesUsed - tree.pagesEvictable) / Math.max(1, tree.pages);
     own.running.set(running);
@@ -176,5 +181,10 @@ export class ServerMetrics {
     own.pages.set(tree.pagesFree, { state: 'free' });
     own.pages.set(tree.pagesEvictable, { state: 'cached' });
     own.pages.set(tree.pagesUsed - tree.pagesEvictable, { state: 'held' });
+    if (host === null) return;
+    own.hostPages.set(host.pagesUsed, { state: 'used' });
+    own.hostPages.set(host.pages - host.pagesUsed, { state: 'free' });
+    own.hostTokens.set(host.savedTokens, { way: 'saved' });
+    own.hostTokens.set(host.restoredTokens, { way: 'restored' });
   }
 }

@@ -6,6 +6,7 @@
 import assert from 'node:assert/strict';
 import type { Runner, StepInput, StepOutput } from '../../src/backend/backend.ts';
 import { randomStream } from '../../src/base/math.ts';
+import type { HostKv } from '../../src/kvcache/host-cache.ts';
 import { defaultProfile } from '../../src/plan/default-profile.ts';
 import { DEFAULT_PLAN_OPTIONS } from '../../src/plan/make-plan.ts';
 import { checkPlan, pathOf } from '../helpers/plan-checks.ts';
@@ -15,6 +16,8 @@ export interface FakeOptions {
   readonly pageSize?: number;
   readonly maxRows?: number;
   readonly vocab?: number;
+  /** Pages of host memory for evicted KV; default none. */
+  readonly hostPages?: number;
   /** Turns of the event loop that a step takes, as on a device that works by itself. */
   readonly turns?: number;
 }
@@ -39,6 +42,11 @@ export function greedyOracle(prompt: readonly number[], count: number, vocab: nu
   return tokens.slice(prompt.length);
 }
 
+interface Kv {
+  readonly token: number;
+  readonly position: number;
+}
+
 export class FakeRunner implements Runner {
   readonly device = 'reference';
   readonly provider = 'fake';
@@ -54,7 +62,10 @@ export class FakeRunner implements Runner {
   /** Makes the next step fail. */
   broken = false;
   readonly #turns: number;
-  readonly #kv = new Map<number, { token: number; position: number }>();
+  readonly #kv = new Map<number, Kv>();
+  readonly hostKv: HostKv | undefined;
+  /** Copies that were asked for while a step is under way: they come after it. */
+  #later: (() => void)[] | null = null;
 
   constructor(options: FakeOptions = {}) {
     this.pages = options.pages ?? 200;
@@ -62,6 +73,7 @@ export class FakeRunner implements Runner {
     this.maxRows = options.maxRows ?? 64;
     this.vocab = options.vocab ?? 16;
     this.#turns = options.turns ?? 0;
+    if (options.hostPages !== undefined) this.hostKv = this.#hostMemory(options.hostPages);
     this.planSpec = {
       kvHeads: 2,
       groupSize: 2,
@@ -76,9 +88,18 @@ export class FakeRunner implements Runner {
 
   async step(input: StepInput): Promise<StepOutput> {
     if (this.broken) throw new Error('the device is gone');
+    this.#later = [];
     for (let turn = 0; turn < this.#turns; turn++) {
       await new Promise((resolve) => setImmediate(resolve));
     }
+    const later = this.#later;
+    this.#later = null;
+    const output = this.#compute(input);
+    for (const copy of later) copy();
+    return output;
+  }
+
+  #compute(input: StepInput): StepOutput {
     const { forest, tokens, writeSlots, logitRows } = input;
     assert.equal(tokens.length, forest.rows);
     assert.ok(forest.rows <= this.maxRows, 'too many rows');
@@ -117,6 +138,38 @@ export class FakeRunner implements Runner {
   }
 
   async dispose(): Promise<void> {}
+
+  #hostMemory(pages: number): HostKv {
+    const host: (Kv | undefined)[] = [];
+    const eachToken = (
+      pageList: Int32Array,
+      slots: Int32Array,
+      copy: (slot: number, place: number) => void,
+    ): void => {
+      const [from, to] = [slots.slice(), pageList.slice()];
+      assert.equal(from.length, to.length * this.pageSize);
+      const run = (): void =>
+        from.forEach((slot, at) => {
+          const place = to[Math.floor(at / this.pageSize)] * this.pageSize + (at % this.pageSize);
+          if (slot >= 0) copy(slot, place);
+        });
+      if (this.#later === null) run();
+      else this.#later.push(run);
+    };
+    return {
+      pages,
+      save: (slots, to) =>
+        eachToken(to, slots, (slot, place) => {
+          host[place] = this.#kv.get(slot);
+        }),
+      load: (from, slots) =>
+        eachToken(from, slots, (slot, place) => {
+          const kv = host[place];
+          assert.ok(kv !== undefined, 'host memory that nobody wrote');
+          this.#kv.set(slot, kv);
+        }),
+    };
+  }
 
   /** The tokens that a row attends to, read through the forest's pages. */
   #visible({ forest }: StepInput, row: number): number[] {
