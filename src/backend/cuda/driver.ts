@@ -23,8 +23,8 @@ const FUNCTION_SHARED_BYTES = 8;
 /** Flag of cuEventRecordWithFlags: a node of the graph that is being captured. */
 const EVENT_RECORD_EXTERNAL = 1;
 const STATUS_NOT_READY = 600;
-/** Statuses after which the context is unusable: launch failures, faults, a lost device. */
-const STICKY = new Set([46, 214, 700, 702, 714, 715, 716, 717, 718, 719, 720, 999]);
+/** Statuses after which the context is unusable: faults, a lost device, one that others ended. */
+const STICKY = new Set([4, 46, 201, 214, 700, 702, 714, 715, 716, 717, 718, 709, 719, 720, 999]);
 /** More than CUDA takes for one kernel. */
 const ARGUMENT_BYTES_MAX = 4096;
 
