@@ -46,10 +46,13 @@ export class KernelCache {
   /** The binary for `key`, compiled by `compile` unless a sound copy is on disk. */
   get(key: CacheKey, compile: () => Uint8Array): Uint8Array {
     const path = join(this.folder, fileName(key));
-    const stored = readSound(path);
-    if (stored) return stored;
+    return readSound(path) ?? this.renew(key, compile);
+  }
+
+  /** The same compiled anew: the driver did not take what is on disk. */
+  renew(key: CacheKey, compile: () => Uint8Array): Uint8Array {
     const cubin = compile();
-    this.#publish(path, cubin);
+    this.#publish(join(this.folder, fileName(key)), cubin);
     return cubin;
   }
 

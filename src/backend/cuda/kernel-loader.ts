@@ -53,7 +53,18 @@ export class KernelLoader {
     const compilerVersion = this.compiler.version;
     const sources = this.#sources;
     const key = { main, sources, arch, defines, driverVersion, compilerVersion };
-    return this.cuda.load(this.#cache.get(key, () => this.compiler.cubin(main, defines)));
+    let compiled = false;
+    const compile = (): Uint8Array => {
+      compiled = true;
+      return this.compiler.cubin(main, defines);
+    };
+    const cubin = this.#cache.get(key, compile);
+    try {
+      return this.cuda.load(cubin);
+    } catch (error) {
+      if (compiled) throw error;
+      return this.cuda.load(this.#cache.renew(key, compile));
+    }
   }
 }
 

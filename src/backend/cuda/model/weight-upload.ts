@@ -4,6 +4,7 @@
  * are; all others go there as floats and are rounded on the device.
  * @module
  */
+import { FlashForgeError } from '../../../base/errors.ts';
 import type {
   Checkpoint,
   LayerWeight,
@@ -65,9 +66,13 @@ export class WeightUpload {
     this.#floats = cuda.alloc(PIECE_BYTES);
   }
 
-  /** Loads all weights; the model's memory is in `memory`, also when this throws half-way. */
+  /**
+   * Loads all weights; the model's memory is in `memory`, also when this throws half-way.
+   * @throws FlashForgeError 'device' before anything is read if they do not fit.
+   */
   load(checkpoint: Checkpoint, tables: RopeTables): CudaModel {
     const { config, tensors } = checkpoint;
+    this.#checkRoom(checkpoint);
     this.#total = [...tensors.values()].reduce((sum, { bytes }) => sum + bytes, 0);
     const embed = this.#matrix(checkpoint, ['embed']);
     const model: CudaModel = {
@@ -83,6 +88,18 @@ export class WeightUpload {
     };
     this.#stream.synchronize();
     return model;
+  }
+
+  #checkRoom({ source, tensors }: Checkpoint): void {
+    const values = [...tensors.values()].reduce((sum, info) => sum + info.rows * info.columns, 0);
+    const [free, total] = this.#cuda.memory();
+    if (values * 2 <= free) return;
+    const gib = (bytes: number): string => (bytes / 2 ** 30).toFixed(1);
+    throw new FlashForgeError(
+      'device',
+      `the weights of ${source} take ${gib(values * 2)} GiB in ${this.#dtype}, and ${gib(free)} ` +
+        `of the device's ${gib(total)} GiB are free: use a smaller model or --device cpu`,
+    );
   }
 
   #layer(checkpoint: Checkpoint, layer: number): CudaLayer {
