@@ -5,6 +5,7 @@
  * @module
  */
 import { FlashForgeError } from '../../base/errors.ts';
+import { LAUNCH_CONFIG_BYTES, packOverlapping } from './launch-config.ts';
 import { openDriver } from './libraries.ts';
 import type { Argument, DRIVER, DriverLibrary } from './signatures.ts';
 
@@ -23,8 +24,13 @@ const FUNCTION_SHARED_BYTES = 8;
 /** Flag of cuEventRecordWithFlags: a node of the graph that is being captured. */
 const EVENT_RECORD_EXTERNAL = 1;
 const STATUS_NOT_READY = 600;
-/** Statuses after which the context is unusable: faults, a lost device, one that others ended. */
-const STICKY = new Set([4, 46, 201, 214, 700, 702, 714, 715, 716, 717, 718, 709, 719, 720, 999]);
+/** Of CUtensorMap: its size, 16-bit elements, the widest swizzle, 256 bytes a read of L2. */
+const TENSOR_MAP_BYTES = 128;
+const TENSOR_16_BITS = 1;
+const TENSOR_SWIZZLE_128 = 3;
+const TENSOR_PROMOTION_256 = 3;
+/** Statuses after which the context is unusable: launch failures, faults, a lost device. */
+const STICKY = new Set([46, 214, 700, 702, 714, 715, 716, 717, 718, 719, 720, 999]);
 /** More than CUDA takes for one kernel. */
 const ARGUMENT_BYTES_MAX = 4096;
 
@@ -92,6 +98,11 @@ export interface LaunchShape {
   readonly blocksY?: number;
   readonly threads: number;
   readonly sharedBytes?: number;
+  /**
+   * The kernel may start while the one before it in the stream still runs, and waits by itself
+   * (griddepcontrol) before it touches what that one works on.
+   */
+  readonly overlaps?: boolean;
 }
 
 /** One CUDA device with its primary context current on the calling thread. */
@@ -109,6 +120,7 @@ export class Cuda {
   readonly #launchArguments = new Uint8Array(new ArrayBuffer(ARGUMENT_BYTES_MAX));
   readonly #launchSize = new BigUint64Array(new ArrayBuffer(64), 0, 1);
   readonly #launchExtra = new BigUint64Array(new ArrayBuffer(64), 0, 5);
+  readonly #launchConfig = new Uint8Array(new ArrayBuffer(LAUNCH_CONFIG_BYTES));
 
   private constructor(library: DriverLibrary, index: number) {
     this.#library = library;
@@ -337,6 +349,11 @@ export class Cuda {
     const [bytes, size] = [addressOf(this.#launchArguments), addressOf(this.#launchSize)];
     this.#launchExtra.set([1n, bytes, 2n, size, 0n]);
     const { blocks, blocksY = 1, threads, sharedBytes = 0 } = shape;
+    if (shape.overlaps) {
+      packOverlapping(this.#launchConfig, addressOf(this.#launchConfig), shape, stream.handle);
+      this.check('cuLaunchKernelEx', this.#launchConfig, kernel.handle, null, this.#launchExtra);
+      return;
+    }
     this.check(
       'cuLaunchKernel',
       kernel.handle,
@@ -345,6 +362,27 @@ export class Cuda {
       null,
       this.#launchExtra,
     );
+  }
+
+  /**
+   * How TMA reads a matrix of 16-bit elements, (rows, columns) row after row: in tiles of
+   * `tileRows` x 64, with the 128-byte swizzle. 128 bytes, to be given to kernels as they are.
+   */
+  tensorMap(address: bigint, rows: number, columns: number, tileRows: number): Uint8Array {
+    const memory = new Uint8Array(new ArrayBuffer(TENSOR_MAP_BYTES * 2));
+    // The driver wants 64-byte alignment.
+    const skip = Number(-this.#library.addressOf(memory) & 63n);
+    const map = memory.subarray(skip, skip + TENSOR_MAP_BYTES);
+    this.check(
+      'cuTensorMapEncodeTiled',
+      ...[map, TENSOR_16_BITS, 2, address],
+      BigUint64Array.of(BigInt(columns), BigInt(rows)),
+      BigUint64Array.of(BigInt(columns * 2)),
+      Uint32Array.of(64, tileRows),
+      Uint32Array.of(1, 1),
+      ...[0, TENSOR_SWIZZLE_128, TENSOR_PROMOTION_256, 0],
+    );
+    return map;
   }
 
   /** Records what `work` enqueues on `stream` as a graph. */

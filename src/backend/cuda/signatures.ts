@@ -52,6 +52,8 @@ export const DRIVER = {
   cuFuncSetAttribute: 'pii',
   cuFuncGetAttribute: 'pip',
   cuLaunchKernel: 'puuuuuuuppp',
+  cuLaunchKernelEx: 'pppp',
+  cuTensorMapEncodeTiled: 'piupppppiiii',
   cuStreamBeginCapture_v2: 'pi',
   cuStreamEndCapture: 'pp',
   cuGraphInstantiateWithFlags: 'ppz',
