@@ -24,6 +24,9 @@ const NEGLIGIBLE = 24;
 /** The largest float below 1. */
 const UNIFORM_MAX = 1 - 2 ** -24;
 
+/** What of a step's tensors the sampler works on. */
+export type SamplerBuffers = Pick<CudaBuffers, 'maxRows' | 'inputs' | 'logits'>;
+
 /** Words of a logit row's results, in this order: argmax, log-sum-exp, drawn, its logit. */
 export const RESULT_WORDS = 4;
 
@@ -31,14 +34,14 @@ export class Sampler {
   readonly #cuda: Cuda;
   readonly #module: Module;
   readonly #kernels: ReadonlyMap<string, Kernel>;
-  readonly #buffers: CudaBuffers;
+  readonly #buffers: SamplerBuffers;
   readonly #vocab: number;
   readonly #parts: DeviceMemory;
   readonly #tickets: DeviceMemory;
   readonly #results: DeviceMemory;
 
   /** @throws FlashForgeError 'compile' with the compiler's log. */
-  constructor(loader: KernelLoader, buffers: CudaBuffers, vocab: number, stream: Stream) {
+  constructor(loader: KernelLoader, buffers: SamplerBuffers, vocab: number, stream: Stream) {
     const { cuda } = loader;
     this.#cuda = cuda;
     this.#module = loader.load('sampler.cu', {});
