@@ -29,8 +29,8 @@ const TENSOR_MAP_BYTES = 128;
 const TENSOR_16_BITS = 1;
 const TENSOR_SWIZZLE_128 = 3;
 const TENSOR_PROMOTION_256 = 3;
-/** Statuses after which the context is unusable: launch failures, faults, a lost device. */
-const STICKY = new Set([46, 214, 700, 702, 714, 715, 716, 717, 718, 719, 720, 999]);
+/** Statuses after which the context is unusable: faults, a lost device, one that others ended. */
+const STICKY = new Set([4, 46, 201, 214, 700, 702, 714, 715, 716, 717, 718, 709, 719, 720, 999]);
 /** More than CUDA takes for one kernel. */
 const ARGUMENT_BYTES_MAX = 4096;
 
