@@ -1,10 +1,12 @@
 /**
- * `flashforge bench attention`: the tree kernel against the flat one on workload files.
+ * `flashforge bench attention`: the tree kernel against the flat one on workload files; on CUDA
+ * also without parts of the planner, in a decode loop, and a long test over random trees.
  * @module
  */
 import { availableParallelism } from 'node:os';
 import { type AttentionBenchRow, benchAttention } from '../backend/cpu/attention-bench.ts';
 import { FlashForgeError, show } from '../base/errors.ts';
+import type { PlanOptions } from '../plan/plan.ts';
 import {
   type Arguments,
   type Command,
@@ -18,6 +20,13 @@ import { table } from './table.ts';
 import { readWorkloadFile } from './workload-file.ts';
 
 const WORKERS_MAX = 1024;
+const PLANS_MAX = 1e9;
+const STEPS_MAX = 4096;
+/** Options that only the CUDA kernel has. */
+const CUDA_OPTIONS = [
+  ...['flat', 'no-packing', 'no-division', 'no-scheduling'],
+  ...['loop', 'check', 'seed'],
+];
 
 export const benchAttentionCommand: Command = {
   name: 'bench attention',
@@ -29,17 +38,35 @@ export const benchAttentionCommand: Command = {
     PROVIDER_OPTION,
     { name: 'workers', value: 'N', help: 'threads (default: one for each core)' },
     { name: 'memory', value: 'MIB', help: 'most memory of KV pages (default: 60% of the free)' },
+    { name: 'flat', help: 'cuda: every request alone' },
+    { name: 'no-packing', help: 'cuda: every node in tasks of its own' },
+    { name: 'no-division', help: 'cuda: no cutting of long lists' },
+    { name: 'no-scheduling', help: 'cuda: round robin instead of longest first' },
+    { name: 'loop', value: 'N', help: 'cuda: a decode loop of N steps instead of single calls' },
+    { name: 'check', value: 'N', help: 'cuda: N random plans, every row against float64' },
+    { name: 'seed', value: 'N', help: 'of --check (default 1)' },
     JSON_OPTION,
   ],
-  examples: ['flashforge bench attention --workloads workloads.json --json -'],
+  examples: [
+    'flashforge bench attention --workloads workloads.json --json -',
+    'flashforge bench attention --device cuda --workloads workloads.json --no-packing',
+    'flashforge bench attention --device cuda --check 10000',
+  ],
   run,
 };
 
 async function run(context: Context, given: Arguments): Promise<void> {
   const path = given.text('workloads');
-  if (path === undefined) throw usageError('--workloads FILE is needed');
   const device = choiceOption(given, 'device', ['cpu', 'cuda'], 'cpu');
-  if (device === 'cuda') return runCuda(context, path);
+  const check = integerOption(given, 'check', undefined, 1, PLANS_MAX);
+  const loop = integerOption(given, 'loop', undefined, 1, STEPS_MAX);
+  if (device === 'cpu') refuseCudaOptions(given);
+  if (check !== undefined) {
+    return checkCuda(context, check, integerOption(given, 'seed', 1, 0, PLANS_MAX));
+  }
+  if (path === undefined) throw usageError('--workloads FILE is needed');
+  if (loop !== undefined) return loopCuda(context, path, loop, planOptionsOf(given));
+  if (device === 'cuda') return runCuda(context, path, planOptionsOf(given));
   const provider = choiceOption(given, 'provider', PROVIDERS, 'auto');
   const workers = integerOption(given, 'workers', availableParallelism(), 1, WORKERS_MAX);
   const memory = integerOption(given, 'memory', undefined, 1);
@@ -60,10 +87,96 @@ async function run(context: Context, given: Arguments): Promise<void> {
   await context.report(report);
 }
 
+function refuseCudaOptions(given: Arguments): void {
+  for (const name of CUDA_OPTIONS) {
+    if (given.has(name) || given.text(name) !== undefined) {
+      throw usageError(`--${name} needs --device cuda`);
+    }
+  }
+}
+
+const planOptionsOf = (given: Arguments): PlanOptions => ({
+  flat: given.has('flat'),
+  packing: !given.has('no-packing'),
+  division: !given.has('no-division'),
+  scheduling: !given.has('no-scheduling'),
+});
+
+/** Random plans; ends with an error if a row is wrong. */
+async function checkCuda(context: Context, plans: number, seed: number): Promise<void> {
+  const { checkAttentionCuda } = await import('../backend/cuda/attention-check.ts');
+  const report = await checkAttentionCuda({
+    plans,
+    seed,
+    signal: context.signal,
+    onProgress: (done, largest) => {
+      if (done % 1000 === 0) context.note(`${done} plans, largest error ${errorText(largest)}`);
+    },
+  });
+  const { f16, bf16 } = report.largest_error;
+  const { f16: most, bf16: mostBf16 } = report.error_max;
+  context.print(
+    `${report.plans} random plans of ${report.variants.length} variants (seed ${seed}) on ` +
+      `${report.device.name}: ${report.launches} launches, ${report.grown_steps} steps with grown ` +
+      `leaves (${report.kept_images} kept the plan's image), ${report.rows_compared} rows ` +
+      `compared with float64 in ${report.seconds.toFixed(0)} s`,
+  );
+  context.print(
+    `largest error of a row: float16 ${errorText(f16)} (at most ${errorText(most)}), ` +
+      `bfloat16 ${errorText(bf16)} (at most ${errorText(mostBf16)}); the reference differs from ` +
+      `the host's by ${errorText(report.reference_error)}`,
+  );
+  for (const { plan, variant, row, error } of report.wrong) {
+    context.print(`plan ${plan}, ${variant}, row ${row}: error ${errorText(error)}`);
+  }
+  await context.report(report);
+  if (report.wrong_rows === 0) return;
+  throw new FlashForgeError(
+    'device',
+    `${report.wrong_rows} of ${report.rows_compared} rows are wrong`,
+  );
+}
+
+async function loopCuda(
+  context: Context,
+  path: string,
+  steps: number,
+  planOptions: PlanOptions,
+): Promise<void> {
+  const { loopAttentionCuda } = await import('../backend/cuda/attention-bench.ts');
+  const report = await loopAttentionCuda(readWorkloadFile(path), steps, {
+    planOptions,
+    onResult: ({ name, step_us }) => context.note(`${name}: ${step_us.toFixed(1)} us a step`),
+  });
+  checkMeasured(path, [...report.results, ...report.skipped]);
+  const cells = report.results.map((row) => [
+    row.name,
+    String(row.requests),
+    row.step_us.toFixed(0),
+    `${us(row.plan_us.median)} / ${us(row.plan_us.most)}`,
+    `${us(row.hand_over_us.median)} / ${us(row.hand_over_us.most)}`,
+    `${(row.reused_share * 100).toFixed(0)}%`,
+    `${(row.kept_share * 100).toFixed(0)}%`,
+    `${row.idle_us.median.toFixed(1)} / ${row.idle_us.most.toFixed(1)}`,
+    `${(row.idle_share * 100).toFixed(2)}%`,
+    errorText(row.relative_error),
+  ]);
+  const head = ['workload', 'requests', 'step us', 'plan us', 'hand-over us', 'plan reused'];
+  context.print(table([...head, 'image kept', 'idle us', 'idle', 'error'], cells));
+  context.print(
+    `${report.device.name}; ${steps} steps of ${report.results[0]?.layers ?? 0} launches; ` +
+      'pairs are median / most',
+  );
+  await context.report(report);
+}
+
+const errorText = (error: number): string => error.toExponential(1);
+
 /** Cold L2 cache, one launch in a CUDA graph; times are medians. */
-async function runCuda(context: Context, path: string): Promise<void> {
+async function runCuda(context: Context, path: string, planOptions: PlanOptions): Promise<void> {
   const { benchAttentionCuda } = await import('../backend/cuda/attention-bench.ts');
   const report = await benchAttentionCuda(readWorkloadFile(path), {
+    planOptions,
     onResult: ({ name, median_us }) => context.note(`${name}: ${median_us.toFixed(1)} us`),
   });
   checkMeasured(path, [...report.results, ...report.skipped]);

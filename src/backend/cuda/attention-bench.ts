@@ -1,7 +1,7 @@
 /**
  * The attention benchmark on the device: every workload with a cold L2 cache, one launch in a
  * CUDA graph, medians; beside it the roofline from the measured read bandwidth, the plan's time
- * and the error against a float64 reference that runs on the device too.
+ * and the error against a float64 reference that runs on the device too. Or a decode loop.
  * @module
  */
 import { median } from '../../base/math.ts';
@@ -10,6 +10,7 @@ import { DEFAULT_PLAN_OPTIONS, Planner } from '../../plan/make-plan.ts';
 import type { CostProfile, Plan, PlanOptions } from '../../plan/plan.ts';
 import { type Workload, workloadBytes, workloadForest } from '../../plan/workload.ts';
 import { TreeAttention } from './attention.ts';
+import { type LoopResult, loopAttention, loopBytes } from './attention-loop.ts';
 import { BenchTools } from './bench-tools.ts';
 import { Cuda, type DeviceInfo } from './driver.ts';
 import { KernelLoader } from './kernel-loader.ts';
@@ -84,6 +85,49 @@ export interface AttentionBenchReport {
   readonly skipped: readonly AttentionBenchSkip[];
 }
 
+export interface AttentionLoopReport {
+  readonly device: DeviceInfo;
+  readonly results: readonly LoopResult[];
+  readonly skipped: readonly AttentionBenchSkip[];
+}
+
+/**
+ * Runs a decode loop of so many steps over each workload.
+ * @throws FlashForgeError 'device' without a usable device or memory for a workload.
+ */
+export async function loopAttentionCuda(
+  workloads: readonly Workload[],
+  steps: number,
+  options: Omit<AttentionBenchOptions, 'onResult' | 'portable'> & {
+    readonly onResult?: (result: LoopResult) => void;
+  } = {},
+): Promise<AttentionLoopReport> {
+  const dtype = options.dtype ?? 'f16';
+  const cuda = await Cuda.open(options.device);
+  const loader = await KernelLoader.open(cuda);
+  const tools = new BenchTools(loader, dtype);
+  try {
+    const { fitting, skipped } = split(cuda, workloads, dtype);
+    const results: LoopResult[] = [];
+    for (const workload of fitting) {
+      const spec = specOf(workload, dtype);
+      const { queryHeads, headDim, requests } = workload;
+      const ends = requests.length * queryHeads * headDim * 2;
+      tools.reserveBytes(loopBytes(workload, spec, steps), ends);
+      const planner = (attention: TreeAttention): Planner =>
+        plannerFor(spec, attention, H100_BYTES_PER_US, options);
+      const samples = options.samples ?? 4;
+      const result = loopAttention(loader, tools, workload, { steps, samples, spec, planner });
+      results.push(result);
+      options.onResult?.(result);
+    }
+    return { device: cuda.info, results, skipped };
+  } finally {
+    tools.free();
+    cuda.close();
+  }
+}
+
 /**
  * Runs the workloads on a CUDA device.
  * @throws FlashForgeError 'device' without a usable device or memory for a workload.
@@ -96,12 +140,7 @@ export async function benchAttentionCuda(
   const loader = await KernelLoader.open(cuda);
   const tools = new BenchTools(loader, options.dtype ?? 'f16');
   try {
-    const skipped: AttentionBenchSkip[] = [];
-    const fitting = workloads.filter((workload) => {
-      const reason = whyNot(cuda, workload, options.dtype ?? 'f16');
-      if (reason !== undefined) skipped.push({ name: workload.name, skipped: reason });
-      return reason === undefined;
-    });
+    const { fitting, skipped } = split(cuda, workloads, options.dtype ?? 'f16');
     tools.reserve(fitting, PAGE_SIZE);
     const readBytesPerUs = tools.readBandwidth();
     const emptyUs = tools.emptyUs(0);
@@ -117,6 +156,21 @@ export async function benchAttentionCuda(
     tools.free();
     cuda.close();
   }
+}
+
+/** Workloads that can run here, and those that cannot. */
+function split(
+  cuda: Cuda,
+  workloads: readonly Workload[],
+  dtype: 'f16' | 'bf16',
+): { fitting: Workload[]; skipped: AttentionBenchSkip[] } {
+  const skipped: AttentionBenchSkip[] = [];
+  const fitting = workloads.filter((workload) => {
+    const reason = whyNot(cuda, workload, dtype);
+    if (reason !== undefined) skipped.push({ name: workload.name, skipped: reason });
+    return reason === undefined;
+  });
+  return { fitting, skipped };
 }
 
 /** Why a workload cannot run here, or undefined. */
@@ -146,24 +200,12 @@ function benchOne(
   readBytesPerUs: number,
   options: AttentionBenchOptions,
 ): AttentionBenchResult {
-  const { info } = loader.cuda;
   const spec = specOf(workload, options.dtype ?? 'f16');
   const attention = new TreeAttention(loader, spec, tools.stream, {
     portable: options.portable ?? false,
   });
   const { forest } = workloadForest(workload, PAGE_SIZE);
-  const planner = new Planner({
-    kvHeads: spec.kvHeads,
-    groupSize: spec.groupSize,
-    headDim: spec.headDim,
-    pageSize: PAGE_SIZE,
-    workers: info.multiprocessors,
-    taskRows: attention.variant.taskRows,
-    profile:
-      options.profile ??
-      defaultCudaProfile(spec, info.multiprocessors, readBytesPerUs, attention.variant),
-    options: options.planOptions ?? DEFAULT_PLAN_OPTIONS,
-  });
+  const planner = plannerFor(spec, attention, readBytesPerUs, options);
   try {
     const { plan, planUs } = timedPlan(planner, forest);
     const start = performance.now();
@@ -193,6 +235,26 @@ function benchOne(
   } finally {
     attention.free();
   }
+}
+
+function plannerFor(
+  spec: AttentionSpec,
+  attention: TreeAttention,
+  readBytesPerUs: number,
+  options: Pick<AttentionBenchOptions, 'profile' | 'planOptions'>,
+): Planner {
+  const { multiprocessors: workers } = attention.device;
+  return new Planner({
+    kvHeads: spec.kvHeads,
+    groupSize: spec.groupSize,
+    headDim: spec.headDim,
+    pageSize: PAGE_SIZE,
+    workers,
+    taskRows: attention.variant.taskRows,
+    profile:
+      options.profile ?? defaultCudaProfile(spec, workers, readBytesPerUs, attention.variant),
+    options: options.planOptions ?? DEFAULT_PLAN_OPTIONS,
+  });
 }
 
 function timedPlan(planner: Planner, forest: Forest): { plan: Plan; planUs: number } {

@@ -6,7 +6,7 @@
 import { FlashForgeError } from '../../base/errors.ts';
 import type { Forest } from '../../kvcache/forest.ts';
 import type { Plan } from '../../plan/plan.ts';
-import type { Cuda, DeviceMemory, Kernel, Module, Stream } from './driver.ts';
+import type { Cuda, DeviceInfo, DeviceMemory, Kernel, Module, Stream } from './driver.ts';
 import type { KernelLoader } from './kernel-loader.ts';
 import { packArguments } from './launch-arguments.ts';
 import { PlanGrowth } from './plan-growth.ts';
@@ -45,6 +45,8 @@ export interface AttentionOptions {
   readonly softcap?: number;
   /** Only the last `window` positions are seen. */
   readonly window?: number;
+  /** The kernel before it in the stream lets this one begin early, see LaunchShape. */
+  readonly overlaps?: boolean;
 }
 
 /** Device memory that only grows; `grown` counts how often its address changed. */
@@ -132,6 +134,10 @@ export class TreeAttention {
     this.#stepStaging = new Staging(this.#cuda);
   }
 
+  get device(): DeviceInfo {
+    return this.#cuda.info;
+  }
+
   /** Bytes of one page of one layer: all KV heads, K and V. */
   get pageBytes(): number {
     const { pageSize, kvHeads, headDim } = this.spec;
@@ -217,7 +223,9 @@ export class TreeAttention {
       tensors.outStride,
     ]);
     const { threads, sharedBytes } = this.variant;
-    this.#cuda.launch(this.#kernel, { blocks: this.#workers, threads, sharedBytes }, args, stream);
+    const { overlaps = false } = options;
+    const shape = { blocks: this.#workers, threads, sharedBytes, overlaps };
+    this.#cuda.launch(this.#kernel, shape, args, stream);
   }
 
   /** Device address of the abort code: 0, or what `raise` explains. */

@@ -3,16 +3,16 @@
  * reference, a flushed L2 cache and timing by events around a graph's replay.
  * @module
  */
-import { ceilDiv, median } from '../../base/math.ts';
+import { median } from '../../base/math.ts';
 import type { Forest } from '../../kvcache/forest.ts';
 import { type Workload, workloadForest } from '../../plan/workload.ts';
-import type { AttentionTensors } from './attention.ts';
+import type { AttentionOptions, AttentionTensors } from './attention.ts';
+import { AttentionReference } from './attention-reference.ts';
 import type { Cuda, DeviceMemory, Event, Kernel, Module, Stream } from './driver.ts';
 import type { KernelLoader } from './kernel-loader.ts';
 import { packArguments } from './launch-arguments.ts';
 import { type AttentionSpec, variantFor } from './variants.ts';
 
-const UNIT_TOKENS = 16;
 /** Read between two timed calls: several times the largest L2 cache. */
 const FLUSH_BYTES = 256 * 2 ** 20;
 const READ_BYTES = 2 ** 31;
@@ -20,7 +20,7 @@ const READ_BYTES = 2 ** 31;
 export class BenchTools {
   readonly stream: Stream;
   readonly #cuda: Cuda;
-  readonly #loader: KernelLoader;
+  readonly #reference: AttentionReference;
   readonly #dtype: 'f16' | 'bf16';
   readonly #module: Module;
   readonly #read: Kernel;
@@ -33,11 +33,11 @@ export class BenchTools {
   #outBytes = 0;
 
   constructor(loader: KernelLoader, dtype: 'f16' | 'bf16') {
-    this.#loader = loader;
+    this.#reference = new AttentionReference(loader);
     this.#cuda = loader.cuda;
     this.#dtype = dtype;
     this.stream = this.#cuda.stream();
-    this.#module = loader.load('bench-tools.cu', this.#defines(128, 1, UNIT_TOKENS));
+    this.#module = loader.load('bench-tools.cu', this.#defines(128, 1, 16));
     this.#read = this.#module.kernel('ff_read');
     this.#events = [this.#cuda.event(), this.#cuda.event()];
     this.#flush = this.#cuda.alloc(FLUSH_BYTES);
@@ -58,6 +58,11 @@ export class BenchTools {
       kv = Math.max(kv, pages * pageSize * workload.kvHeads * workload.headDim * 4);
       ends = Math.max(ends, workload.requests.length * workload.queryHeads * workload.headDim * 2);
     }
+    this.reserveBytes(kv, ends);
+  }
+
+  /** The same for so many bytes of KV, and of queries and output. */
+  reserveBytes(kv: number, ends: number): void {
     for (const part of this.#memory) part.free();
     this.#memory = [kv, ends, ends].map((bytes) => this.#cuda.alloc(bytes));
     [this.#kv, this.#q, this.#out] = this.#memory.map((part) => part.address);
@@ -86,6 +91,15 @@ export class BenchTools {
       out: this.#out,
       outStride: stride,
     };
+  }
+
+  /** Copies whole pages of KV to the host, as 16-bit words. */
+  downloadKv(byte: number, words: Uint16Array): void {
+    this.#cuda.download(words, this.#kv + BigInt(byte));
+  }
+
+  downloadQueries(words: Uint16Array, element: number): void {
+    this.#cuda.download(words, this.#q + BigInt(element * 2));
   }
 
   /** Makes unwritten output visible as NaN. */
@@ -158,115 +172,25 @@ export class BenchTools {
     spec: AttentionSpec,
     forest: Forest,
     samples: number,
+    options: AttentionOptions = {},
   ): { max_error: number; relative_error: number } {
     if (samples === 0) return { max_error: Number.NaN, relative_error: Number.NaN };
     const count = Math.min(samples, forest.rows);
     const rows = Int32Array.from({ length: count }, (_, i) =>
       count === 1 ? 0 : Math.floor((i * (forest.rows - 1)) / (count - 1)),
     );
-    const exact = this.#exact(spec, forest, rows);
-    const heads = spec.kvHeads * spec.groupSize * spec.headDim;
-    const row = new Uint16Array(heads);
-    let [maxError, difference, norm] = [0, 0, 0];
-    for (let i = 0; i < count; i++) {
-      this.#cuda.download(row, this.#out + BigInt(rows[i] * heads * 2));
-      for (let k = 0; k < heads; k++) {
-        const value = this.#dtype === 'bf16' ? fromBf16(row[k]) : fromF16(row[k]);
-        const error = Math.abs(value - exact[i * heads + k]);
-        /* A NaN must not pass as "not larger". */
-        if (!(error <= maxError)) maxError = error;
-        difference += error * error;
-        norm += exact[i * heads + k] ** 2;
-      }
-    }
-    return { max_error: maxError, relative_error: Math.sqrt(difference / norm) };
-  }
-
-  /** (rows, query heads, head_dim) in float64. */
-  #exact(spec: AttentionSpec, forest: Forest, rows: Int32Array): Float64Array {
-    const spans: number[] = [];
-    const begins = [0];
-    let longest = 0;
-    for (const row of rows) {
-      spans.push(...pathSpans(forest, row, spec.pageSize));
-      begins.push(spans.length / 4);
-      longest = Math.max(longest, begins[begins.length - 1] - begins[begins.length - 2]);
-    }
-    const heads = spec.kvHeads * spec.groupSize;
-    const result = new Float64Array(rows.length * heads * spec.headDim);
-    const scratchTokens = longest * UNIT_TOKENS;
-    const cuda = this.#cuda;
-    const held = [
-      cuda.alloc(rows.byteLength),
-      cuda.alloc(spans.length * 4),
-      cuda.alloc(begins.length * 4),
-      cuda.alloc(result.byteLength),
-      cuda.alloc(rows.length * heads * scratchTokens * 8),
-    ];
-    const defines = this.#defines(spec.headDim, spec.groupSize, spec.pageSize);
-    const module = this.#loader.load('bench-tools.cu', defines);
-    try {
-      cuda.upload(held[0].address, rows);
-      cuda.upload(held[1].address, Int32Array.from(spans));
-      cuda.upload(held[2].address, Int32Array.from(begins));
-      const { kv, queries, queryStride } = this.tensors(spec);
-      const args = packArguments('pppppppiiip', [
-        ...[kv, queries, ...held.map((part) => part.address)],
-        ...[scratchTokens, spec.kvHeads, queryStride],
-        ...[doubleBits(1 / Math.sqrt(spec.headDim))],
-      ]);
-      this.#launchGrid(module.kernel('ff_reference'), rows.length, heads, args);
-      this.stream.synchronize();
-      cuda.download(result, held[3].address);
-      return result;
-    } finally {
-      for (const part of held) part.free();
-      module.free();
-    }
-  }
-
-  #launchGrid(kernel: Kernel, x: number, y: number, args: Uint8Array): void {
-    this.#cuda.launch(kernel, { blocks: x, blocksY: y, threads: 256 }, args, this.stream);
+    const { tensors, stream } = { tensors: this.tensors(spec), stream: this.stream };
+    const errors = this.#reference.compare(spec, tensors, forest, rows, stream, options);
+    /* Math.max keeps NaN: a row that is not a number must not pass. */
+    return {
+      max_error: Math.max(...errors.map(({ largest }) => largest)),
+      relative_error: Math.max(...errors.map(({ relative }) => relative)),
+    };
   }
 
   free(): void {
+    this.#reference.free();
     for (const part of [...this.#memory, this.#flush, ...this.#events, this.#module]) part.free();
     this.stream.free();
   }
-}
-
-/** (unit, first token, one past the last, 0) of every 16-token unit on a row's path. */
-function pathSpans(forest: Forest, row: number, pageSize: number): number[] {
-  const spans: number[] = [];
-  const perPage = pageSize / UNIT_TOKENS;
-  for (let node = 0; node < forest.nodes; node++) {
-    if (row < forest.rowBegin[node] || row >= forest.rowEnd[node]) continue;
-    const slot = forest.firstSlot[node];
-    const seen = Math.min(forest.length[node], forest.rowPosition[row] + 1 - forest.start[node]);
-    const last = slot + seen;
-    for (let unit = Math.floor(slot / UNIT_TOKENS); unit < ceilDiv(last, UNIT_TOKENS); unit++) {
-      const first = unit * UNIT_TOKENS;
-      const page = forest.pages[forest.pageBegin[node] + Math.floor(unit / perPage)];
-      const index = page * perPage + (unit % perPage);
-      spans.push(index, Math.max(slot - first, 0), Math.min(last - first, UNIT_TOKENS), 0);
-    }
-  }
-  return spans;
-}
-
-function doubleBits(value: number): bigint {
-  return new BigUint64Array(new Float64Array([value]).buffer)[0];
-}
-
-function fromBf16(bits: number): number {
-  return new Float32Array(new Uint32Array([bits << 16]).buffer)[0];
-}
-
-function fromF16(bits: number): number {
-  const exponent = (bits >> 10) & 31;
-  const fraction = bits & 1023;
-  const sign = bits & 0x8000 ? -1 : 1;
-  if (exponent === 31) return fraction === 0 ? sign * Number.POSITIVE_INFINITY : Number.NaN;
-  if (exponent === 0) return sign * fraction * 2 ** -24;
-  return sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
 }

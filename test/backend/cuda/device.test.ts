@@ -1,6 +1,7 @@
 /**
- * On a CUDA device: every variant against float64 over random trees, many random plans in a row,
- * and a plan broken on purpose, which must end in an error. Skipped where there is no device.
+ * On a CUDA device: every variant against float64 over random trees, with window and soft-cap,
+ * many random plans in a row with growing leaves, and a plan broken on purpose, which must end in
+ * an error. Skipped where there is no device.
  * FLASHFORGE_TEST_PLANS sets the number of random plans.
  * @module
  */
@@ -9,34 +10,26 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import { TreeAttention } from '../../../src/backend/cuda/attention.ts';
+import { type AttentionOptions, TreeAttention } from '../../../src/backend/cuda/attention.ts';
+import { checkAttentionCuda, ROW_ERROR_MAX } from '../../../src/backend/cuda/attention-check.ts';
 import { BenchTools } from '../../../src/backend/cuda/bench-tools.ts';
 import { Cuda } from '../../../src/backend/cuda/driver.ts';
 import { KernelLoader } from '../../../src/backend/cuda/kernel-loader.ts';
 import { defaultCudaProfile } from '../../../src/backend/cuda/profile.ts';
+import { randomTree } from '../../../src/backend/cuda/random-trees.ts';
 import { type AttentionSpec, HEAD_DIMS } from '../../../src/backend/cuda/variants.ts';
 import { randomStream } from '../../../src/base/math.ts';
 import { DEFAULT_PLAN_OPTIONS, Planner } from '../../../src/plan/make-plan.ts';
 import { type Workload, workloadForest } from '../../../src/plan/workload.ts';
 
 const PLANS = Number(process.env.FLASHFORGE_TEST_PLANS ?? 200);
-/** Of |out - exact| / |exact|: rounding to 16 bits of P and of the output. */
-const TOLERANCE = { f16: 6e-4, bf16: 5e-3 };
+/** Of |out - exact| / |exact| of a row: rounding to 16 bits of P and of the output. */
+const TOLERANCE = ROW_ERROR_MAX;
 
 function randomWorkload(random: () => number, headDim: number, groupSize: number): Workload {
-  const below = (n: number): number => Math.floor(random() * n);
-  const nodes = 1 + below(random() < 0.2 ? 120 : 20);
-  const kvHeads = 1 + below(4);
-  const requests = 1 + below(random() < 0.2 ? 300 : 30);
-  return {
-    name: 'random',
-    parent: Int32Array.from({ length: nodes }, (_, i) => (i === 0 ? -1 : below(i + 1) - 1)),
-    tokens: Int32Array.from({ length: nodes }, () => 1 + below(random() < 0.1 ? 2500 : 70)),
-    requests: Int32Array.from({ length: requests }, () => below(nodes)),
-    queryHeads: kvHeads * groupSize,
-    kvHeads,
-    headDim,
-  };
+  const kvHeads = 1 + Math.floor(random() * 4);
+  const queryHeads = kvHeads * groupSize;
+  return { name: 'random', ...randomTree(random), queryHeads, kvHeads, headDim };
 }
 
 let cuda: Cuda | undefined;
@@ -66,6 +59,7 @@ describe('on a CUDA device', { skip: cuda === undefined ? reason : false }, () =
     rounds: number,
     portable: boolean,
     seed: number,
+    terms: AttentionOptions = {},
   ): number {
     const random = randomStream(seed);
     const tools = new BenchTools(loader, shape.dtype);
@@ -74,7 +68,10 @@ describe('on a CUDA device', { skip: cuda === undefined ? reason : false }, () =
       const workload = randomWorkload(random, shape.headDim, shape.groupSize);
       const spec = { ...shape, kvHeads: workload.kvHeads };
       tools.reserve([workload], spec.pageSize);
-      const attention = new TreeAttention(loader, spec, tools.stream, { portable });
+      const attention = new TreeAttention(loader, spec, tools.stream, {
+        portable,
+        window: terms.window !== undefined,
+      });
       const { forest } = workloadForest(workload, spec.pageSize);
       const { multiprocessors: workers } = device.info;
       const profile = defaultCudaProfile(spec, workers, 3e6, attention.variant);
@@ -84,10 +81,10 @@ describe('on a CUDA device', { skip: cuda === undefined ? reason : false }, () =
       attention.setPlan(planner.plan(forest), forest, tools.stream);
       tools.poisonOutput();
       for (let launch = 0; launch < 3; launch++) {
-        attention.launch(tools.tensors(spec), tools.stream);
+        attention.launch(tools.tensors(spec), tools.stream, terms);
       }
       attention.check(tools.stream);
-      const error = tools.compare(spec, forest, forest.rows).relative_error;
+      const error = tools.compare(spec, forest, forest.rows, terms).relative_error;
       if (!(error <= largest)) largest = error;
       attention.free();
     }
@@ -110,10 +107,29 @@ describe('on a CUDA device', { skip: cuda === undefined ? reason : false }, () =
     }
   }
 
-  test(`${PLANS} random plans in a row`, () => {
-    const shape = { headDim: 128, groupSize: 4, pageSize: 16, dtype: 'f16' } as const;
-    const error = worst(shape, PLANS, false, 99);
-    assert.ok(error < TOLERANCE.f16, `relative error ${error}`);
+  for (const terms of [{ window: 50 }, { softcap: 5 }, { window: 130, softcap: 20 }]) {
+    for (const [headDim, dtype, pageSize] of [
+      [64, 'bf16', 32],
+      [128, 'f16', 128],
+      [256, 'f16', 256],
+    ] as const) {
+      for (const portable of [false, true]) {
+        const name = `${JSON.stringify(terms)} ${dtype} head_dim ${headDim} page ${pageSize}`;
+        test(`${name}${portable ? ' portable' : ''}`, () => {
+          const softcap = 'softcap' in terms;
+          const shape = { headDim, groupSize: 4, pageSize, dtype, softcap };
+          const error = worst(shape, 4, portable, headDim + 1, terms);
+          assert.ok(error < TOLERANCE[dtype], `relative error ${error}`);
+        });
+      }
+    }
+  }
+
+  test(`${PLANS} random plans in a row, leaves growing`, async () => {
+    const report = await checkAttentionCuda({ plans: PLANS, seed: 99 });
+    assert.deepEqual(report.wrong, []);
+    assert.ok(report.rows_compared > PLANS && report.kept_images > 0);
+    assert.ok(report.reference_error < 1e-9, `the reference is off by ${report.reference_error}`);
   });
 
   test('a broken plan ends in an error, and the device goes on', () => {

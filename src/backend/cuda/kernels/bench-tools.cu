@@ -46,67 +46,105 @@ __device__ double kv_element(const u16* kv, u64 unit, int token, int part, int d
                      (token & 7) * 8 + (d & 7)]);
 }
 
-/*
- * One block a (sample, query head): out (samples, query heads, head_dim) in float64. `span` holds
- * (unit, first token, one past the last token, unused) quadruples of the sample's path from
- * span_begin[sample] on; scratch holds span_tokens doubles a block.
- */
-extern "C" __global__ void ff_reference(const u16* kv, const u16* q, const int* sample_row,
-                                        const int4* span, const int* span_begin, double* out,
-                                        double* scratch, int scratch_tokens, int kv_heads,
-                                        int q_stride, double scale) {
-  constexpr int kUnits = FF_PAGE_TOKENS / kUnitTokens;
-  const int sample = blockIdx.x, head = blockIdx.y, kv_head = head / FF_GROUP;
-  const u16* query = q + static_cast<u64>(sample_row[sample]) * q_stride + head * FF_HEAD_DIM;
-  double* score =
-      scratch + (static_cast<u64>(sample) * gridDim.y + head) * static_cast<u64>(scratch_tokens);
-  const int first = span_begin[sample], last = span_begin[sample + 1];
-  __shared__ double reduce[256];
-  double top = -1e300;
-  for (int s = first * kUnitTokens + threadIdx.x; s < last * kUnitTokens; s += blockDim.x) {
-    const int4 part = span[s / kUnitTokens];
-    const int token = s % kUnitTokens;
-    double dot = -1e300;
-    if (token >= part.y && token < part.z) {
-      const u64 unit =
-          (static_cast<u64>(part.x / kUnits) * kv_heads + kv_head) * kUnits + part.x % kUnits;
-      dot = 0.0;
-      for (int d = 0; d < FF_HEAD_DIM; d++)
-        dot += static_cast<double>(unpack16(query[d])) * kv_element(kv, unit, token, 0, d);
-      dot *= scale;
+/* The step's forest and what is to be compared, as attention-reference.ts lays it out. */
+struct Reference {
+  const u16* kv;
+  const u16* q;
+  const u16* out;      /* what is compared; strides of q and out are in elements */
+  const int* node;     /* per node: parent, start, length, first slot, first page entry */
+  const int* pages;    /* page ids */
+  const int* sample;   /* per sample: row, its position, the deepest node of its path */
+  double* weight;      /* (samples, query heads, room) */
+  int* slot;           /* (samples, query heads, room) */
+  double* exact;       /* (samples, query heads, head_dim) */
+  double* error;       /* (samples, query heads, 3): sums of (out - exact)^2, exact^2; largest */
+  double scale;
+  double softcap;      /* 0 = none */
+  int window;          /* 0 = none */
+  int room;            /* positions of the longest path */
+  int kv_heads;
+  int q_stride;
+  int out_stride;
+  int unused;
+};
+
+__device__ double block_sum(double* shared, double value, bool largest) {
+  __syncthreads();
+  shared[threadIdx.x] = value;
+  __syncthreads();
+  for (int n = blockDim.x / 2; n > 0; n /= 2) {
+    if (threadIdx.x < n) {
+      const double a = shared[threadIdx.x], b = shared[threadIdx.x + n];
+      shared[threadIdx.x] = !largest ? a + b : a > b ? a : b;
     }
-    score[s - first * kUnitTokens] = dot;
-    top = dot > top ? dot : top;
-  }
-  reduce[threadIdx.x] = top;
-  __syncthreads();
-  for (int n = blockDim.x / 2; n > 0; n /= 2) {
-    if (threadIdx.x < n && reduce[threadIdx.x + n] > reduce[threadIdx.x])
-      reduce[threadIdx.x] = reduce[threadIdx.x + n];
     __syncthreads();
   }
-  top = reduce[0];
-  __syncthreads();
+  return shared[0];
+}
+
+/* Attention of one sample and query head, in a block of 256 threads, straight from its formula. */
+extern "C" __global__ void ff_reference(const __grid_constant__ Reference a) {
+  constexpr int kUnits = FF_PAGE_TOKENS / kUnitTokens;
+  __shared__ double shared[256];
+  const int sample = blockIdx.x, head = blockIdx.y, heads = gridDim.y;
+  const int row = a.sample[sample * 3], position = a.sample[sample * 3 + 1];
+  const int kv_head = head / FF_GROUP;
+  const u64 place = static_cast<u64>(sample) * heads + head;
+  const u16* query = a.q + static_cast<u64>(row) * a.q_stride + head * FF_HEAD_DIM;
+  double* weight = a.weight + place * a.room;
+  int* slot = a.slot + place * a.room;
+  const int from = a.window > 0 && position + 1 > a.window ? position + 1 - a.window : 0;
+  double top = -1e300;
+  for (int node = a.sample[sample * 3 + 2]; node >= 0; node = a.node[node * 5]) {
+    const int start = a.node[node * 5 + 1], first = a.node[node * 5 + 3];
+    const int* pages = a.pages + a.node[node * 5 + 4];
+    for (int t = threadIdx.x; t < a.node[node * 5 + 2]; t += blockDim.x) {
+      const int at = first + t;
+      if (start + t < from || start + t > position) continue;
+      const int place_in_kv = pages[at / FF_PAGE_TOKENS] * FF_PAGE_TOKENS + at % FF_PAGE_TOKENS;
+      const u64 unit = (static_cast<u64>(place_in_kv / FF_PAGE_TOKENS) * a.kv_heads + kv_head) *
+                           kUnits + place_in_kv % FF_PAGE_TOKENS / kUnitTokens;
+      double dot = 0.0;
+      for (int d = 0; d < FF_HEAD_DIM; d++)
+        dot += static_cast<double>(unpack16(query[d])) *
+               kv_element(a.kv, unit, at % kUnitTokens, 0, d);
+      dot *= a.scale;
+      if (a.softcap > 0.0) dot = a.softcap * tanh(dot / a.softcap);
+      weight[start + t] = dot;
+      slot[start + t] = place_in_kv;
+      top = dot > top ? dot : top;
+    }
+  }
+  top = block_sum(shared, top, true);
   double sum = 0.0;
-  for (int s = threadIdx.x; s < (last - first) * kUnitTokens; s += blockDim.x) {
-    score[s] = exp(score[s] - top);
-    sum += score[s];
+  for (int p = from + threadIdx.x; p <= position; p += blockDim.x) {
+    weight[p] = exp(weight[p] - top);
+    sum += weight[p];
   }
-  reduce[threadIdx.x] = sum;
-  __syncthreads();
-  for (int n = blockDim.x / 2; n > 0; n /= 2) {
-    if (threadIdx.x < n) reduce[threadIdx.x] += reduce[threadIdx.x + n];
-    __syncthreads();
-  }
-  sum = reduce[0];
+  sum = block_sum(shared, sum, false);
+  double wrong = 0.0, norm = 0.0, largest = 0.0;
   for (int d = threadIdx.x; d < FF_HEAD_DIM; d += blockDim.x) {
     double o = 0.0;
-    for (int s = 0; s < (last - first) * kUnitTokens; s++) {
-      const int4 part = span[first + s / kUnitTokens];
-      const u64 unit =
-          (static_cast<u64>(part.x / kUnits) * kv_heads + kv_head) * kUnits + part.x % kUnits;
-      if (score[s] > 0.0) o += score[s] * kv_element(kv, unit, s % kUnitTokens, 1, d);
+    for (int p = from; p <= position; p++) {
+      const int page = slot[p] / FF_PAGE_TOKENS, token = slot[p] % FF_PAGE_TOKENS;
+      const u64 unit = (static_cast<u64>(page) * a.kv_heads + kv_head) * kUnits +
+                       token / kUnitTokens;
+      o += weight[p] * kv_element(a.kv, unit, token % kUnitTokens, 1, d);
     }
-    out[(static_cast<u64>(sample) * gridDim.y + head) * FF_HEAD_DIM + d] = o / sum;
+    o /= sum;
+    a.exact[place * FF_HEAD_DIM + d] = o;
+    const double difference =
+        unpack16(a.out[static_cast<u64>(row) * a.out_stride + head * FF_HEAD_DIM + d]) - o;
+    wrong += difference * difference;
+    norm += o * o;
+    const double size = fabs(difference);
+    largest = !(size <= largest) ? size : largest;
   }
+  wrong = block_sum(shared, wrong, false);
+  norm = block_sum(shared, norm, false);
+  largest = block_sum(shared, largest, true);
+  if (threadIdx.x != 0) return;
+  a.error[place * 3] = wrong;
+  a.error[place * 3 + 1] = norm;
+  a.error[place * 3 + 2] = largest;
 }
