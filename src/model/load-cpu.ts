@@ -54,6 +54,7 @@ export async function loadCpuRunner(
   const provider = await createProvider({ provider: options.provider, workers, log });
   const kvType = options.kvType ?? fastestKvType(provider.kernels);
   const pages = kvPages(config, kvType, options, provider.kind);
+  if (options.hostKvBytes) log?.('hostKvBytes has no effect on the CPU: all KV is in host memory');
   const positions = Math.min(config.contextLength, pages * PAGE_TOKENS);
   const model = loadCpuModel(provider, checkpoint, kvType, positions, onProgress);
   const profile = options.profile ?? (await costProfile(provider, model.shape, log));

@@ -12,7 +12,9 @@ import { CublasLt } from '../backend/cuda/model/cublas.ts';
 import { allocateBuffers, type HalfType } from '../backend/cuda/model/cuda-model.ts';
 import { DecoderKernels } from '../backend/cuda/model/cuda-ops.ts';
 import { CudaRunner } from '../backend/cuda/model/cuda-runner.ts';
+import { CudaHostKv, type HostMemory, pinHostMemory } from '../backend/cuda/model/kv-offload.ts';
 import { Sampler } from '../backend/cuda/model/sampler.ts';
+import { openWays } from '../backend/cuda/model/tune.ts';
 import { WeightUpload } from '../backend/cuda/model/weight-upload.ts';
 import { openEnergyMeter } from '../backend/cuda/nvml.ts';
 import { defaultCudaProfile } from '../backend/cuda/profile.ts';
@@ -104,11 +106,13 @@ async function load(
   cuda.fill(kv.address, 0, kv.bytes, stream);
   stream.synchronize();
   const kvLayerBytes = pages * attention.pageBytes;
+  const parts = {
+    ...{ cuda, stream, kernels, cublas, attention, model, buffers, kvLayerBytes },
+    kv: kv.address,
+  };
+  const host = hostMemory(cuda, tokenBytes * PAGE_TOKENS, options);
   return new CudaRunner({
-    parts: {
-      ...{ cuda, stream, kernels, cublas, attention, model, buffers, kvLayerBytes },
-      kv: kv.address,
-    },
+    parts,
     sampler,
     forward,
     planSpec: {
@@ -121,7 +125,8 @@ async function load(
     },
     pages,
     tokenBytes,
-    owned: [...upload.memory, kv],
+    owned: [...upload.memory, kv, ...(host?.blocks ?? [])],
+    hostKv: host && new CudaHostKv(parts, host),
     readBytesPerSecond: bytesPerUs * 1e6,
     energy: await openEnergyMeter(0),
     providerWhy: `${cuda.info.name}, ${dtype}, kernels by NVRTC, products by cuBLASLt`,
@@ -130,18 +135,41 @@ async function load(
 
 /** @throws FlashForgeError 'usage' for a size that is no positive integer, 'device' for no room. */
 function kvPages(cuda: Cuda, pageBytes: number, options: RunnerOptions): number {
-  if (options.kvPages !== undefined) return checkInteger('usage', 'kvPages', options.kvPages, 1);
   const [free] = cuda.memory();
-  if (options.kvBytes !== undefined) {
-    return Math.floor(checkInteger('usage', 'kvBytes', options.kvBytes, pageBytes) / pageBytes);
+  const mib = (bytes: number): string => (bytes / 2 ** 20).toFixed(0);
+  const pages = askedPages(pageBytes, options) ?? Math.floor((free * KV_SHARE) / pageBytes);
+  if (pages === 0) {
+    throw new FlashForgeError(
+      'device',
+      `the model leaves ${mib(free)} MiB of the device's memory free, too little for a page of KV ` +
+        'cache: use a smaller model or --device cpu',
+    );
   }
-  const pages = Math.floor((free * KV_SHARE) / pageBytes);
-  if (pages > 0) return pages;
+  if (pages * pageBytes <= free) return pages;
   throw new FlashForgeError(
     'device',
-    `the model leaves ${(free / 2 ** 20).toFixed(0)} MiB of the device's memory free, too little ` +
-      'for a page of KV cache: use a smaller model or --device cpu',
+    `a KV cache of ${pages} pages takes ${mib(pages * pageBytes)} MiB, and the model leaves ` +
+      `${mib(free)} MiB of the device's memory free: give kvPages of at most ` +
+      `${Math.floor(free / pageBytes)}, or none`,
   );
+}
+
+function askedPages(pageBytes: number, { kvPages, kvBytes }: RunnerOptions): number | undefined {
+  if (kvPages !== undefined) return checkInteger('usage', 'kvPages', kvPages, 1);
+  if (kvBytes === undefined) return undefined;
+  return Math.floor(checkInteger('usage', 'kvBytes', kvBytes, pageBytes) / pageBytes);
+}
+
+/** @throws FlashForgeError 'usage' for a size that does not hold a page. */
+function hostMemory(
+  cuda: Cuda,
+  pageBytes: number,
+  { hostKvBytes = 0, log }: RunnerOptions,
+): HostMemory | undefined {
+  if (hostKvBytes === 0) return undefined;
+  checkInteger('usage', 'hostKvBytes', hostKvBytes, pageBytes);
+  const memory = pinHostMemory(cuda, hostKvBytes, pageBytes, log ?? (() => {}));
+  return memory.pages > 0 ? memory : undefined;
 }
 
 /** The device's read bandwidth, which the planner's costs follow from. */

@@ -25,7 +25,7 @@ for (const arch of ['sm_80', 'sm_90a']) {
         const library = nvrtc as NvrtcLibrary;
         const { log } = compile(library, kernelSources(), 'decoder.cu', arch, defines);
         const uses = resourceUse(log);
-        assert.equal(uses.length, 5);
+        assert.equal(uses.length, 6);
         for (const { kernel, registers, spillBytes } of uses) {
           assert.equal(spillBytes, 0, kernel);
           assert.ok(registers <= 64, `${kernel} takes ${registers} registers`);

@@ -5,6 +5,7 @@
  * 32-bit floats; inputs of products are 16-bit. Steps are padded to a bucket of rows: padding has
  * a valid token and no page slot.
  */
+#include "move-kv.cuh"
 #include "rotate.cuh"
 
 /* The sum over the block, in every thread. */

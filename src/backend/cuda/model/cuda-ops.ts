@@ -13,7 +13,14 @@ import { packArguments } from '../launch-arguments.ts';
 import { type CudaBuffers, type HalfType, INPUTS, type InputName } from './cuda-model.ts';
 import { type ProductParts, runProduct } from './products.ts';
 
-const NAMES = ['ff_round', 'ff_embed', 'ff_rms_norm', 'ff_rotate_store', 'ff_swiglu'] as const;
+const NAMES = [
+  'ff_round',
+  'ff_embed',
+  'ff_rms_norm',
+  'ff_rotate_store',
+  'ff_swiglu',
+  'ff_move_kv',
+] as const;
 const THREADS = { embed: 256, norm: 512, rotate: 128, swiglu: 256 } as const;
 
 /** Letters of `struct Rotate` in kernels/decoder.cu. */

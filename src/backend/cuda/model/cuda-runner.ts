@@ -6,6 +6,7 @@
  * @module
  */
 import { assert, FlashForgeError } from '../../../base/errors.ts';
+import type { HostKv } from '../../../kvcache/host-cache.ts';
 import type { PlanSpec } from '../../../plan/plan.ts';
 import type { EnergyMeter, Runner, StepInput, StepOutput } from '../../backend.ts';
 import type { DeviceMemory, Event, PinnedMemory } from '../driver.ts';
@@ -28,6 +29,7 @@ export interface CudaRunnerOptions {
   readonly providerWhy: string;
   readonly readBytesPerSecond: number;
   readonly energy: EnergyMeter & { close(): void };
+  readonly hostKv: HostKv | undefined;
 }
 
 /** Two steps under way, and the one before, whose end the time between steps begins with. */
@@ -59,6 +61,7 @@ export class CudaRunner implements Runner {
   readonly planSpec: PlanSpec;
   readonly readBytesPerSecond: number;
   readonly energy: EnergyMeter;
+  readonly hostKv: HostKv | undefined;
   readonly #closeEnergy: () => void;
   readonly #parts: CudaParts;
   readonly #sampler: Sampler;
@@ -89,6 +92,7 @@ export class CudaRunner implements Runner {
     this.planSpec = options.planSpec;
     this.readBytesPerSecond = options.readBytesPerSecond;
     this.energy = options.energy;
+    this.hostKv = options.hostKv;
     this.#closeEnergy = () => options.energy.close();
     this.#graphs = new StepGraphs(parts, options.sampler, options.forward);
     this.#slots = Array.from({ length: SLOTS }, () => new StepSlot(cuda, stream, buffers.maxRows));
