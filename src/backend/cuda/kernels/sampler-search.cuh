@@ -21,10 +21,10 @@ struct Result {
 struct Draw {
   float scale; /* 1 / temperature; 0 = not drawn */
   float range; /* how far below the best, times scale, a token may lie */
-  float top_p;
-  float uniform;
-  int top_k; /* 0 = off */
-  int unused[3];
+  int top_k;   /* 0 = off */
+  int unused;
+  double top_p;
+  double uniform;
 };
 
 /* Four logits from `at`, -kFloatMax beyond `end`. */
@@ -173,9 +173,9 @@ __device__ int pick_by_id(const Row& r, Weight weight, Left left_of) {
 
 /* From all tokens in range. */
 __device__ int draw_any(const Row& r) {
-  const double uniform = r.draw.uniform;
   return pick_by_id(
-      r, [&](float v) { return r.weight(v); }, [&](double total) { return uniform * total; });
+      r, [&](float v) { return r.weight(v); },
+      [&](double total) { return r.draw.uniform * total; });
 }
 
 /* A place in the order of logits: all larger ones have the measure `above`. */
@@ -252,7 +252,7 @@ __device__ int draw_by_search(Row& r) {
     whole = cut.above + equals * r.weight(logit_of(cut.order));
   }
   double kept = whole;
-  if (r.draw.top_p < 1.0f) {
+  if (r.draw.top_p < 1.0) {
     const u32 before = cut.order;
     const double target = r.draw.top_p * whole;
     cut = search_cut(r, mass, target, false);

@@ -259,7 +259,7 @@ extern "C" __global__ void __launch_bounds__(kDrawThreads, 1)
   const float* values = logits + static_cast<u64>(blockIdx.x) * vocab;
   Row r = {draw, values, vocab, result.drawn_logit, 0.0};
   int token;
-  if (draw.top_k == 0 && draw.top_p >= 1.0f) {
+  if (draw.top_k == 0 && draw.top_p >= 1.0) {
     token = draw_any(r);
   } else {
     float floor = 0.0f;

@@ -21,8 +21,6 @@ const SPLITS_MAX = 64;
 const PART_BYTES = 16;
 /** Tokens whose weight is below e^-24 of the best's are never drawn, as in engine/draw.ts. */
 const NEGLIGIBLE = 24;
-/** The largest float below 1. */
-const UNIFORM_MAX = 1 - 2 ** -24;
 
 /** What of a step's tensors the sampler works on. */
 export type SamplerBuffers = Pick<CudaBuffers, 'maxRows' | 'inputs' | 'logits'>;
@@ -125,20 +123,20 @@ export class Sampler {
   }
 }
 
-/** Writes `draw` as `struct Draw` of sampler-search.cuh at word `at` of memory seen as both. */
-export function packDraw(
-  draw: RowDraw | null,
-  words: Int32Array,
-  floats: Float32Array,
-  at: number,
-): void {
-  if (draw === null) {
-    words.fill(0, at, at + DRAW_WORDS);
-    return;
+/** One `struct Draw` of sampler-search.cuh, seen as each of its types. */
+const draw32 = new Int32Array(DRAW_WORDS);
+const drawFloats = new Float32Array(draw32.buffer);
+const drawDoubles = new Float64Array(draw32.buffer);
+
+/** Writes `draw` at word `at`; no draw is a scale of 0. */
+export function packDraw(draw: RowDraw | null, to: Int32Array, at: number): void {
+  draw32.fill(0);
+  if (draw !== null) {
+    drawFloats[0] = 1 / draw.temperature;
+    drawFloats[1] = draw.minP > 0 ? Math.min(NEGLIGIBLE, -Math.log(draw.minP)) : NEGLIGIBLE;
+    draw32[2] = draw.topK;
+    drawDoubles[2] = draw.topP;
+    drawDoubles[3] = draw.uniform;
   }
-  floats[at] = 1 / draw.temperature;
-  floats[at + 1] = draw.minP > 0 ? Math.min(NEGLIGIBLE, -Math.log(draw.minP)) : NEGLIGIBLE;
-  floats[at + 2] = draw.topP;
-  floats[at + 3] = Math.min(draw.uniform, UNIFORM_MAX);
-  words[at + 4] = draw.topK;
+  to.set(draw32, at);
 }

@@ -27,7 +27,6 @@ export class StepSlot {
   readonly drawnLogit: Float32Array;
   readonly #inputs: PinnedMemory;
   readonly #words: Int32Array;
-  readonly #floats: Float32Array;
   readonly #results: PinnedMemory;
   readonly #resultWords: Int32Array;
   readonly #resultFloats: Float32Array;
@@ -43,7 +42,6 @@ export class StepSlot {
     const words = maxRows * (INPUTS.length + DRAW_WORDS);
     this.#inputs = cuda.pinned(words * 4);
     this.#words = new Int32Array(this.#inputs.buffer, 0, words);
-    this.#floats = new Float32Array(this.#inputs.buffer, 0, words);
     const results = RESULT_WORDS * (maxRows + 1);
     this.#results = cuda.pinned(results * 4);
     this.#resultWords = new Int32Array(this.#results.buffer, 0, results);
@@ -78,7 +76,7 @@ export class StepSlot {
     if (!draws?.some((draw) => draw !== null)) return 0;
     let at = 3 * rows + logitRows;
     for (const draw of draws) {
-      packDraw(draw, words, this.#floats, at);
+      packDraw(draw, words, at);
       at += DRAW_WORDS;
     }
     return draws.length;
