@@ -6,9 +6,9 @@
  * @module
  */
 import { assert } from '../base/errors.ts';
-import { type Chunk, chunkKey, HostChunks } from './host-chunks.ts';
+import { type Chunk, chunkKeys, HostChunks } from './host-chunks.ts';
 import type { TreeNode } from './node.ts';
-import { type Namespace, Path } from './path.ts';
+import { type Namespace, Path, PUBLIC } from './path.ts';
 import type { PrefixTree } from './prefix-tree.ts';
 
 /**
@@ -45,6 +45,8 @@ export class HostCache {
   /** Chunks before the last evicted tokens, from the root on, and the nodes above those. */
   readonly #trail: Chunk[] = [];
   #trailNodes = new Set<TreeNode>();
+  /** The last sequence that was looked up: the next one often begins alike. */
+  #lastFound = NOTHING_FOUND;
   #savedTokens = 0;
   #restoredTokens = 0;
 
@@ -129,6 +131,7 @@ export class HostCache {
     this.#tree.evictions = this;
     this.#chunks.clear();
     this.#trail.length = 0;
+    this.#lastFound = NOTHING_FOUND;
   }
 
   /** @param tokenBytes KV of one token over all layers */
@@ -148,17 +151,25 @@ export class HostCache {
   /** The known chunks of a sequence, from its beginning on; some have no KV. */
   #find(tokens: ArrayLike<number>, namespace: Namespace): Chunk[] {
     const size = this.#pageSize;
-    const begin = namespace.salt === '' ? Number.POSITIVE_INFINITY : namespace.publicTokens;
-    const all = Int32Array.from(tokens);
-    const found: Chunk[] = [];
-    let chunk: Chunk | undefined = this.#chunks.root;
-    for (let end = size; end <= all.length; end += size) {
-      const own = all.subarray(end - size, end);
-      chunk = chunk.children.get(chunkKey(own, namespace.salt, begin - end + size));
-      if (chunk === undefined) break;
-      found.push(chunk);
+    const { salt, publicTokens } = namespace;
+    const all = new Int32Array(tokens);
+    const last = this.#lastFound;
+    let same = 0;
+    if (last.salt === salt && last.publicTokens === publicTokens) {
+      const most = Math.min(all.length, last.chunks.length * size);
+      while (same < most && all[same] === last.tokens[same]) same++;
     }
-    return found;
+    const chunks = last.chunks.slice(0, Math.floor(same / size));
+    dropDead(chunks);
+    const keyOf = chunkKeys(all, size, salt, publicTokens);
+    let chunk: Chunk | undefined = chunks.at(-1) ?? this.#chunks.root;
+    while ((chunks.length + 1) * size <= all.length) {
+      chunk = chunk.children.get(keyOf(chunks.length));
+      if (chunk === undefined) break;
+      chunks.push(chunk);
+    }
+    this.#lastFound = { tokens: all, salt, publicTokens, chunks };
+    return chunks;
   }
 
   /**
@@ -180,7 +191,7 @@ export class HostCache {
     }
     this.#trailNodes = nodes;
     trail.length = Math.min(trail.length, count, Math.floor(Math.max(0, common) / size));
-    while (trail.length > 0 && !trail[trail.length - 1].alive) trail.pop();
+    dropDead(trail);
     const start = trail.length * size;
     const tokens = new Int32Array(count * size - start);
     new Path(leaf, '', -1).copyTokens(start, count * size, tokens, 0);
@@ -188,13 +199,24 @@ export class HostCache {
       tokens.every((token) => token >= 0),
       'a token that nobody knows was evicted',
     );
+    const keyOf = chunkKeys(tokens, size, salt, begin - start);
+    const first = trail.length;
     let chunk = trail.at(-1) ?? this.#chunks.root;
     while (trail.length < count) {
-      const at = trail.length * size - start;
-      const own = tokens.subarray(at, at + size);
-      chunk = this.#chunks.child(chunk, chunkKey(own, salt, begin - start - at));
+      chunk = this.#chunks.child(chunk, keyOf(trail.length - first));
       trail.push(chunk);
     }
     return trail;
   }
 }
+
+/** Cuts a chain where its chunks were taken out of the trie: what is below went before. */
+function dropDead(chain: Chunk[]): void {
+  while (chain.length > 0 && !chain[chain.length - 1].alive) chain.pop();
+}
+
+const NOTHING_FOUND = {
+  tokens: new Int32Array(),
+  ...PUBLIC,
+  chunks: [] as readonly Chunk[],
+};

@@ -25,15 +25,23 @@ export class Chunk {
 }
 
 /**
- * A chunk's name: its tokens' bytes, then whose it is. Tokens come first and have a fixed length,
- * so that no salt can pass for another one.
- * @param publicTokens how many of the chunk's first tokens do not belong to the salt
+ * Names of the chunks of one sequence: a chunk's tokens' bytes, then whose it is. Tokens come
+ * first and have a fixed length, so that no salt can pass for another one.
+ * @param publicTokens how many of the sequence's first tokens do not belong to the salt
  */
-export function chunkKey(tokens: Int32Array, salt: string, publicTokens: number): string {
+export function chunkKeys(
+  tokens: Int32Array,
+  size: number,
+  salt: string,
+  publicTokens: number,
+): (chunk: number) => string {
   const bytes = Buffer.from(tokens.buffer, tokens.byteOffset, tokens.byteLength);
-  const text = bytes.toString('latin1');
-  if (publicTokens >= tokens.length) return text;
-  return `${text}${Math.max(0, publicTokens)}:${salt}`;
+  return (chunk) => {
+    const at = chunk * size;
+    const text = bytes.toString('latin1', at * 4, (at + size) * 4);
+    if (salt === '' || publicTokens >= at + size) return text;
+    return `${text}${Math.max(0, publicTokens - at)}:${salt}`;
+  };
 }
 
 export class HostChunks {
