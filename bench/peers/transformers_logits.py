@@ -85,18 +85,19 @@ def make_config(family: str, size: str):
 
 def make_model(config, device: str):
     """Weights for which attention is neither flat nor a single key, and norms are not 1."""
-    generator = torch.Generator(device="cpu").manual_seed(SEED)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    generator = torch.Generator(device).manual_seed(SEED)
+    with torch.device(device):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
+            noise = torch.randn(parameter.shape, generator=generator, device=device)
             if "norm" in name:
                 parameter.copy_(1 + 0.2 * noise)
             elif "embed" in name:
                 parameter.copy_(noise * 0.05)
             else:
                 parameter.copy_(noise / parameter.shape[-1] ** 0.5)
-    return model.to(device).eval()
+    return model.eval()
 
 
 def make_prompts(vocab: int, lengths):
