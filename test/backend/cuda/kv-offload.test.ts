@@ -88,12 +88,16 @@ test('copies of many chunks are cut into launches; a chunk’s page has its addr
     [48, 48, 4],
   );
   const view = new DataView(launches[2].bytes.buffer);
-  assert.equal(launches[2].bytes.length, 24 + 48 * (8 + 64));
+  assert.equal(launches[2].bytes.length, 32 + 48 * (8 + 64));
   assert.equal(view.getBigUint64(0, true), 4096n);
   assert.equal(view.getBigUint64(8, true), BigInt(10 * pageBytes));
-  assert.deepEqual([view.getInt32(16, true), view.getInt32(20, true)], [kvHeads, 0]);
+  assert.deepEqual(
+    [16, 20, 24].map((at) => view.getInt32(at, true)),
+    [4, 128, 0],
+    'groups of 8 tokens in a page, pieces of one, load',
+  );
   const first = host.blocks[0].address + BigInt((199 - 96) * layers * pageBytes);
-  assert.equal(view.getBigUint64(24, true), first);
-  assert.equal(view.getInt32(24 + 48 * 8, true), 96 * pageTokens - 1);
+  assert.equal(view.getBigUint64(32, true), first);
+  assert.equal(view.getInt32(32 + 48 * 8, true), 96 * pageTokens - 1);
   assert.throws(() => memory.save(slots.subarray(0, 16), Int32Array.of(200)), /no host page 200/);
 });

@@ -15,7 +15,7 @@ const BLOCK_BYTES = 2 ** 29;
 const AVAILABLE_SHARE = 0.8;
 const THREADS = 256;
 /** Bytes of `struct MoveKv` before its arrays. */
-const HEADER_BYTES = 24;
+const HEADER_BYTES = 32;
 const GIB = 2 ** 30;
 
 /** Chunks of one launch, as in kernels/move-kv.cuh. */
@@ -102,8 +102,10 @@ export class CudaHostKv implements HostKv {
     const kernel = kernels.get('ff_move_kv');
     this.#words[0] = kv;
     this.#words[1] = BigInt(kvLayerBytes);
-    this.#ints[4] = attention.spec.kvHeads;
-    this.#ints[5] = toHost;
+    const groups = (attention.spec.kvHeads * size) / 8;
+    this.#ints[4] = groups;
+    this.#ints[5] = attention.pageBytes / 16 / groups;
+    this.#ints[6] = toHost;
     for (let from = 0; from < pages.length; from += most) {
       const count = Math.min(most, pages.length - from);
       for (let chunk = 0; chunk < count; chunk++) {
