@@ -367,7 +367,7 @@ export class Engine {
     } finally {
       await this.#flights.drain();
     }
-    this.tree.evictAll();
+    (this.host ?? this.tree).evictAll();
     return error;
   }
 }

@@ -29,9 +29,9 @@ export interface SequenceOwner {
   onComputed(sequence: Sequence, row: LogitsRow): void;
   /**
    * How the device may draw the token that follows the sequence and then `ahead` more (0 or 1),
-   * which are drawn but not known yet. The owner appends what was drawn, or ends the sequence. Null:
-   * it wants to see the logits, or there will be no such token. May be asked again for the same
-   * token, and must answer the same.
+   * which are drawn but not known yet. The owner appends what was drawn, or ends the sequence.
+   * Null: it wants to see the logits, or there will be no such token. May be asked again for the
+   * same token, and must answer the same.
    */
   draw?(sequence: Sequence, ahead: number): Draw | null;
   /** Rows before the last token's, in order, from the sequence's `rowsFrom` on; see there. */

@@ -10,81 +10,10 @@ import { FlashForgeError } from '../../src/base/errors.ts';
 import { randomStream } from '../../src/base/math.ts';
 import { Branch } from '../../src/engine/branch.ts';
 import { Engine, type EngineOptions } from '../../src/engine/engine.ts';
-import {
-  Generation,
-  type GenerationInit,
-  type PromptToken,
-  type TokenConstraint,
-} from '../../src/engine/generation.ts';
+import type { GenerationInit, PromptToken } from '../../src/engine/generation.ts';
 import { topLogprobs } from '../../src/engine/sampler.ts';
-import { type SamplingOptions, samplingParams } from '../../src/engine/sampling-params.ts';
-import { treeStats } from '../../src/kvcache/tree-stats.ts';
 import { FakeRunner, fakeLogits, greedyOracle } from './fake-runner.ts';
-
-/** What came out of one request. */
-interface Outcome {
-  readonly generation: Generation;
-  readonly tokens: number[][];
-  readonly text: string[];
-  readonly reasons: string[];
-  readonly cached: number[];
-  prompt: readonly PromptToken[] | null;
-  error: FlashForgeError | null;
-  done: boolean;
-}
-
-function generate(
-  engine: Engine,
-  prompt: readonly number[],
-  options: SamplingOptions = {},
-  init: Partial<GenerationInit> = {},
-): Outcome {
-  const { vocab } = engine.runner as FakeRunner;
-  const params = samplingParams(options, vocab);
-  const lists = <T>(make: () => T): T[] => Array.from({ length: params.n }, make);
-  const outcome = {
-    tokens: lists((): number[] => []),
-    text: lists(() => ''),
-    reasons: lists(() => ''),
-    cached: lists(() => -1),
-    prompt: null as readonly PromptToken[] | null,
-    error: null as FlashForgeError | null,
-    done: false,
-  };
-  const generation = new Generation(
-    engine,
-    {
-      prompt: Int32Array.from(prompt),
-      params,
-      contextLength: 1000,
-      eosIds: new Set(),
-      ...init,
-    },
-    {
-      onPrompt: ({ tokens, promptTokens }) => {
-        assert.ok(outcome.tokens.every(({ length }) => length === 0));
-        assert.equal(promptTokens, prompt.length);
-        outcome.prompt = tokens;
-      },
-      onToken: ({ index, token, text }) => {
-        outcome.tokens[index].push(token);
-        outcome.text[index] += text;
-      },
-      onEnd: ({ index, text, finishReason, stats }) => {
-        outcome.text[index] += text;
-        outcome.reasons[index] = finishReason;
-        outcome.cached[index] = stats.cachedTokens;
-      },
-      onDone: () => {
-        outcome.done = true;
-      },
-      onError: (error) => {
-        outcome.error = error;
-      },
-    },
-  );
-  return Object.assign(outcome, { generation });
-}
+import { checkEmpty, generate, type Outcome, runAll, slowConstraint } from './requests.ts';
 
 /** What `promptLogprobs` must report, by teacher forcing without any engine. */
 function promptOracle(prompt: readonly number[], vocab: number, count: number): PromptToken[] {
@@ -96,41 +25,6 @@ function promptOracle(prompt: readonly number[], vocab: number, count: number): 
     const { logprob } = all.find((each) => each.token === token)!;
     return { token, logprob, top: all.slice(0, count) };
   });
-}
-
-async function runAll(engine: Engine): Promise<void> {
-  for (let steps = 0; (await engine.step()) || engine.running > 0; steps++) {
-    assert.ok(steps < 20_000, 'no progress');
-    // Masks that are being made arrive with the loop's turns.
-    await new Promise((resolve) => setImmediate(resolve));
-  }
-}
-
-/** A grammar that allows everything and thinks for some turns of the event loop. */
-function slowConstraint(vocab: number, turns: number): TokenConstraint {
-  const all = new Uint8Array(vocab).fill(1);
-  let asked = 0;
-  return {
-    accept: () => {},
-    allowed: () => {
-      const left = asked++ % (turns + 1);
-      if (left === 0) return all;
-      return (async () => {
-        for (let turn = 0; turn < left; turn++) {
-          await new Promise((resolve) => setImmediate(resolve));
-        }
-        return all;
-      })();
-    },
-  };
-}
-
-function checkEmpty(engine: Engine): void {
-  const { tree } = engine;
-  assert.equal(engine.running + engine.waiting, 0);
-  assert.equal(tree.availablePages, tree.pool.pages, 'a page leaked');
-  tree.evictAll();
-  assert.equal(treeStats(tree, 1).pagesUsed, 0);
 }
 
 const workload = fc.record({

@@ -6,6 +6,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
 import { randomStream } from '../../src/base/math.ts';
+import { drawToken } from '../../src/engine/draw.ts';
 import { Sampler, topLogprobs } from '../../src/engine/sampler.ts';
 import { type SamplingOptions, samplingParams } from '../../src/engine/sampling-params.ts';
 import { StopStrings } from '../../src/engine/stop-strings.ts';
@@ -186,4 +187,39 @@ test('stop strings: the text before the first one, in whatever pieces it comes',
     ),
     { seed: 5 },
   );
+});
+
+test('what a device draws uses the random stream as sample does, once a token', () => {
+  const options = { temperature: 1, topK: 6, seed: 9, logprobs: 0 };
+  const [host, device] = [sampler(options), sampler(options)];
+  for (let at = 0; at < 60; at++) {
+    const logits = randomLogits(at);
+    const expected = host.sample(logits, argmax(logits), logSumExp(logits));
+    // Looking ahead, and again after a preemption, must not shift the stream.
+    for (const ahead of [1, 0, 1].slice(at % 3)) device.draw(ahead);
+    const draw = device.draw(0);
+    assert.ok(draw !== null && draw !== 'argmax');
+    const token = drawToken(logits, Math.max(...logits), draw, draw.uniform);
+    const taken =
+      at % 4 === 0
+        ? device.sample(logits, argmax(logits), logSumExp(logits))
+        : device.take(token, logits[token] - logSumExp(logits));
+    assert.deepEqual(taken, expected);
+  }
+});
+
+test('a device draws only what needs no more than a row of its logits', () => {
+  assert.equal(sampler({}).draw(0), 'argmax');
+  assert.equal(sampler({ logprobs: 0 }).draw(1), 'argmax');
+  const needsMore: SamplingOptions[] = [
+    { logprobs: 1 },
+    { logitBias: { 1: 1 } },
+    { repetitionPenalty: 1.1 },
+    { presencePenalty: 0.1 },
+    { frequencyPenalty: 0.1 },
+  ];
+  for (const options of needsMore) {
+    assert.equal(sampler(options).draw(0), null);
+    assert.equal(sampler({ ...options, temperature: 1 }).draw(0), null);
+  }
 });
