@@ -245,6 +245,25 @@ test('the inside can be looked at: tree and schedule, numbers only', async () =>
   assert.equal((await llm.inspect(1)).nodes.length, 1);
 });
 
+test('an evicted prompt comes back from host memory; a cleared cache has none', async () => {
+  const options = { device: 'reference', kvPages: 3, hostKvBytes: 2 ** 24 } as const;
+  const small = await load(writeTinyModel(folder), options);
+  const [first, second] = ['once upon a time '.repeat(9), 'a whole new world '.repeat(8)];
+  const { text } = await small.generate(first, greedy);
+  await small.generate(second, greedy);
+  const again = await small.generate(first, greedy);
+  assert.equal(again.text, text);
+  assert.equal(again.stats.cachedTokens % 64, 0);
+  const { host } = small.stats();
+  assert.ok(host !== null && host.restoredTokens === again.stats.cachedTokens);
+  assert.ok(host.restoredTokens > 0 && host.bytesUsed > 0 && host.bytesUsed <= host.bytes);
+  await small.clearCache();
+  assert.equal(small.stats().host?.pagesUsed, 0);
+  assert.equal((await small.generate(first, greedy)).stats.cachedTokens, 0);
+  assert.equal(llm.stats().host, null, 'it has to be asked for');
+  await small.dispose();
+});
+
 test('loading fails with one sentence, and leaves nothing behind', async () => {
   const path = writeTinyModel(folder);
   const broken = join(folder, 'broken.gguf');
@@ -252,6 +271,10 @@ test('loading fails with one sentence, and leaves nothing behind', async () => {
   await assert.rejects(load(broken, { device: 'reference' }), failsWith('model', /broken/));
   const unknown = load(path, { device: 'abacus' as 'cpu' });
   await assert.rejects(unknown, failsWith('usage', /abacus/));
+  await assert.rejects(
+    load(path, { hostKvBytes: -1 }),
+    failsWith('usage', /hostKvBytes must be an integer of at least 0, got -1/),
+  );
   const signal = AbortSignal.abort();
   await assert.rejects(
     load(path, { device: 'reference', signal }),
