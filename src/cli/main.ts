@@ -53,6 +53,10 @@ const COMMANDS: Readonly<Record<string, { summary: string; load: () => Promise<C
     summary: 'measure time per output token of batches that share a prompt',
     load: async () => (await import('./bench-tpot-command.ts')).benchTpotCommand,
   },
+  'bench soak': {
+    summary: 'run random requests for a time and check pages, memory and outputs',
+    load: async () => (await import('./bench-soak-command.ts')).benchSoakCommand,
+  },
   doctor: {
     summary: 'show what this machine offers',
     load: async () => (await import('./doctor-command.ts')).doctorCommand,

@@ -1,0 +1,144 @@
+/**
+ * `flashforge bench soak`: random load for a time, and then the accounts: no page held, device
+ * memory as before, outputs as computed alone. Ends with exit code 1 if one of them is wrong.
+ * @module
+ */
+import { Cuda } from '../backend/cuda/driver.ts';
+import { FlashForgeError } from '../base/errors.ts';
+import type { Llm } from '../index.ts';
+import { type Device, pickDevice } from '../model/load-runner.ts';
+import { PLAN_SHAPES } from '../plan/default-profile.ts';
+import { type Arguments, type Command, type Context, JSON_OPTION } from './command.ts';
+import { deviceOptions, loadModel, MODEL_OPTIONS } from './load-model.ts';
+import { integerOption } from './parse-arguments.ts';
+import { type ReplayResult, Soak, type SoakOptions } from './soak.ts';
+
+const SECONDS_DEFAULT = 600;
+const CLIENTS_DEFAULT = 16;
+/** Room for so many tokens a client, fewer than a prompt has: requests wait and are evicted. */
+const CLIENT_TOKENS = 600;
+/** The longest prompt and its tree have room, also with one client. */
+const TOKENS_MIN = 8000;
+/** A first load brings what libraries keep for the next one. */
+const WARM_SECONDS = 3;
+/**
+ * How far the better of two tokens may lead where a replay takes the other one, in nats: batches
+ * and trees add up in another order. In bf16 SmolLM2's best logits are up to 0.52 from those of
+ * 32-bit floats; the processor adds in float64 what it rounded at fixed places of a node.
+ */
+const LEAD_MAX: Readonly<Record<Device, number>> = { cuda: 0.6, cpu: 0.1, reference: 0.01 };
+
+export const benchSoakCommand: Command = {
+  name: 'bench soak',
+  summary: 'Runs random requests for a time and checks pages, memory and outputs afterwards.',
+  positionals: [],
+  options: [
+    ...MODEL_OPTIONS,
+    { name: 'seconds', value: 'N', help: `how long requests arrive (default ${SECONDS_DEFAULT})` },
+    { name: 'seed', value: 'N', help: 'of everything random (default 1)' },
+    { name: 'clients', value: 'N', help: `clients at a time (default ${CLIENTS_DEFAULT})` },
+    { name: 'kv-pages', value: 'N', help: 'pages of the KV cache (default: too few for all)' },
+    JSON_OPTION,
+  ],
+  examples: ['flashforge bench soak --device cuda --seconds 600 --json soak.json'],
+  run,
+};
+
+async function run(context: Context, given: Arguments): Promise<void> {
+  const options: SoakOptions = {
+    seconds: integerOption(given, 'seconds', SECONDS_DEFAULT, 1),
+    seed: integerOption(given, 'seed', 1, 0),
+    clients: integerOption(given, 'clients', CLIENTS_DEFAULT, 1, 256),
+  };
+  const { provider, device: wanted } = deviceOptions(given);
+  const device = await pickDevice(wanted);
+  const { pageSize } = PLAN_SHAPES[device];
+  const tokens = Math.max(TOKENS_MIN, options.clients * CLIENT_TOKENS);
+  const kvPages = integerOption(given, 'kv-pages', Math.ceil(tokens / pageSize), 1);
+  const open = (): Promise<Llm> =>
+    loadModel(context, given.text('model'), { device, provider, kvPages });
+  const probe = device === 'cuda' ? await Cuda.open() : null;
+  const memory = (): number | null => probe?.memory()[0] ?? null;
+  try {
+    if (probe !== null) await soak(await open(), { ...options, seconds: WARM_SECONDS }, context);
+    const before = memory();
+    const result = await soak(await open(), options, context);
+    const after = memory();
+    const problems = problemsOf(result, before, after, LEAD_MAX[device]);
+    const { counts, replay, pagesHeld } = result;
+    context.print(
+      `soak: ${counts.requests} requests (${counts.cancelled} cancelled, ${counts.forked} on ` +
+        `forks, ${counts.refused} refused), ${counts.beamSearches} beam searches, ` +
+        `${counts.tokens} tokens in ${options.seconds} s on ${device}; ${pagesHeld} pages held; ` +
+        `${memoryText(before, after)}; ${replayText(replay)}: ` +
+        (problems.length === 0 ? 'sound' : 'NOT SOUND'),
+    );
+    await context.report({
+      ...{ device, ...options, kv_pages: kvPages, ...result, problems },
+      memory_free_before: before,
+      memory_free_after: after,
+    });
+    if (problems.length > 0) throw new FlashForgeError('device', problems.join('; '));
+  } finally {
+    probe?.close();
+  }
+}
+
+interface SoakResult {
+  readonly counts: Soak['counts'];
+  readonly failures: readonly string[];
+  readonly replay: ReplayResult;
+  readonly pagesHeld: number;
+  readonly evictedTokens: number;
+}
+
+/** The whole life of one model. */
+async function soak(llm: Llm, options: SoakOptions, context: Context): Promise<SoakResult> {
+  try {
+    const load = new Soak(llm, options, context.signal);
+    await load.run();
+    const replay = await load.replay();
+    const { evictedTokens } = llm.stats().tree;
+    await llm.clearCache();
+    const { pagesUsed } = llm.stats().tree;
+    const { counts, failures } = load;
+    return { counts, failures, replay, pagesHeld: pagesUsed, evictedTokens };
+  } finally {
+    await llm.dispose();
+  }
+}
+
+function problemsOf(
+  { failures, replay, pagesHeld }: SoakResult,
+  before: number | null,
+  after: number | null,
+  leadMax: number,
+): string[] {
+  const problems = [...failures];
+  if (pagesHeld > 0) problems.push(`${pagesHeld} KV pages are held though no request is left`);
+  if (before !== after) {
+    problems.push(`${before} bytes of device memory were free before, and ${after} are now`);
+  }
+  const wrong = replay.leads.filter((lead) => !(lead <= leadMax));
+  if (wrong.length > 0) {
+    problems.push(
+      `${wrong.length} outputs differ from a replay where the better token leads by up to ` +
+        `${Math.max(...wrong).toFixed(2)}, more than rounding explains (${leadMax})`,
+    );
+  }
+  return problems;
+}
+
+function memoryText(before: number | null, after: number | null): string {
+  if (before === null || after === null) return `RSS ${mib(process.memoryUsage.rss())} MiB`;
+  return `device memory free ${mib(before)} MiB before, ${mib(after)} after`;
+}
+
+function replayText({ replayed, equal, leads }: ReplayResult): string {
+  const apart = leads.length === 0 ? '' : `, others part at leads of ${list(leads)}`;
+  return `${equal} of ${replayed} replays equal${apart}`;
+}
+
+const mib = (bytes: number): string => (bytes / 2 ** 20).toFixed(0);
+
+const list = (leads: readonly number[]): string => leads.map((lead) => lead.toFixed(3)).join(', ');
