@@ -18,6 +18,7 @@
 export { type ErrorCode, FlashForgeError } from './base/errors.ts';
 export type { DecoderConfig } from './checkpoint/checkpoint.ts';
 export type { Progress } from './checkpoint/reference.ts';
+export type { EnergyUse } from './engine/energy.ts';
 export type { EngineTimes, StepTotals } from './engine/engine-stats.ts';
 export type { FinishReason, PromptToken, SampleStats } from './engine/generation.ts';
 export type {

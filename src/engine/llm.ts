@@ -89,6 +89,8 @@ export interface LlmStats extends EngineSnapshot {
   readonly decodeAttentionMs: number;
   /** KV bytes that flat decoding would have read over those that were read. */
   readonly reduction: number;
+  /** The device's energy for a decoded token, prefill included; null where it is not measured. */
+  readonly joulesPerToken: number | null;
 }
 
 /** A loaded model. Made by `load`. */
@@ -183,13 +185,15 @@ export class Llm {
   stats(): LlmStats {
     const stats = this.#client.stats;
     if (stats === null) throw new Error('internal error: statistics before the model was loaded');
-    const { steps } = stats;
+    const { steps, energy } = stats;
+    const { joules } = energy;
     const mean = (ms: number): number => (steps.decodeSteps === 0 ? 0 : ms / steps.decodeSteps);
     return {
       ...stats,
       decodeStepMs: mean(steps.decodeStepMs),
       decodeAttentionMs: mean(steps.decodeAttentionMs),
       reduction: steps.kvBytes === 0 ? 1 : steps.kvBytesFlat / steps.kvBytes,
+      joulesPerToken: joules === null || steps.decodeRows === 0 ? null : joules / steps.decodeRows,
     };
   }
 

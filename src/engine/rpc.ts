@@ -10,6 +10,7 @@ import type { TreeStats } from '../kvcache/tree-stats.ts';
 import type { RunnerOptions } from '../model/load-runner.ts';
 import type { ChatMessage, ChatOptions } from '../tokenizer/chat-template.ts';
 import type { BeamOptions } from './beam-search.ts';
+import type { EnergyUse } from './energy.ts';
 import type { EngineOptions } from './engine.ts';
 import type { EngineTimes, StepTotals } from './engine-stats.ts';
 import type { PromptEnd, SampleEnd, TokenEvent } from './generation.ts';
@@ -137,6 +138,7 @@ export interface EngineSnapshot {
   readonly host: HostStats | null;
   readonly steps: StepTotals;
   readonly times: EngineTimes;
+  readonly energy: EnergyUse;
   readonly running: number;
   readonly waiting: number;
   readonly flat: boolean;

@@ -9,6 +9,7 @@ import { treeStats } from '../kvcache/tree-stats.ts';
 import { beamSearch, type Hypothesis } from './beam-search.ts';
 import { Branch, type BranchInit } from './branch.ts';
 import { BranchTable } from './branch-table.ts';
+import { EnergyCount } from './energy.ts';
 import type { Engine } from './engine.ts';
 import { checkPromptLogprobs, Generation, type SampleEnd, type SampleStats } from './generation.ts';
 import type { Constraint, Grammars } from './grammar.ts';
@@ -25,6 +26,7 @@ const STATS_EVERY_MS = 200;
 
 export class Session {
   readonly #engine: Engine;
+  readonly #energy: EnergyCount;
   readonly #encoder: PromptEncoder;
   readonly #model: { readonly vocab: number; readonly contextLength: number };
   readonly #post: (replies: Reply[]) => void;
@@ -47,6 +49,7 @@ export class Session {
     grammars: Grammars | null = null,
   ) {
     this.#engine = engine;
+    this.#energy = new EnergyCount(engine.runner.energy);
     this.#encoder = encoder;
     this.#model = model;
     this.#post = post;
@@ -109,6 +112,7 @@ export class Session {
         this.#engine.flat = call.flat;
         return;
       case 'resetStats':
+        this.#energy.reset();
         return this.#engine.stats.reset();
       case 'clearCache':
         return (this.#engine.host ?? this.#engine.tree).evictAll();
@@ -379,6 +383,7 @@ export class Session {
       host: engine.host?.stats(engine.runner.tokenBytes) ?? null,
       steps: engine.stats.totals(),
       times: engine.stats.times(),
+      energy: this.#energy.use(),
       running: engine.running,
       waiting: engine.waiting,
       flat: engine.flat,

@@ -84,6 +84,7 @@ export class ServerMetrics {
       steps: r.gauge('flashforge:steps', 'Steps of the engine.'),
       stepSeconds: r.gauge('flashforge:step_seconds', 'Time of all steps.'),
       attentionSeconds: r.gauge('flashforge:attention_seconds', 'Time of attention in all steps.'),
+      joules: r.gauge('flashforge:energy_joules', 'Energy that the device has used.'),
       nodes: r.gauge('flashforge:tree_nodes', 'Nodes of the prefix tree.'),
       treeTokens: r.gauge('flashforge:tree_tokens', 'Tokens in the prefix tree.'),
       pages: r.gauge('flashforge:pages', 'KV pages by state.'),
@@ -160,7 +161,7 @@ export class ServerMetrics {
     return this.#registry.text({ model_name: names[0], engine: '0' });
   }
 
-  #engine({ tree, host, steps, running, waiting }: EngineSnapshot): void {
+  #engine({ tree, host, steps, energy, running, waiting }: EngineSnapshot): void {
     const own = this.#own;
     const held = (tree.pagesUsed - tree.pagesEvictable) / Math.max(1, tree.pages);
     own.running.set(running);
@@ -176,6 +177,7 @@ export class ServerMetrics {
     own.steps.set(steps.steps);
     own.stepSeconds.set(steps.stepMs / S);
     own.attentionSeconds.set(steps.attentionMs / S);
+    if (energy.joules !== null) own.joules.set(energy.joules);
     own.nodes.set(tree.nodes);
     own.treeTokens.set(tree.tokens);
     own.pages.set(tree.pagesFree, { state: 'free' });
