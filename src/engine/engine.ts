@@ -187,6 +187,7 @@ export class Engine {
     assert(sequence.ahead === 0, 'extend of a sequence that runs ahead');
     const error = this.#grow(sequence, () => this.tree.extend(path, tokens));
     if (error !== null) throw tooFull(error, this.#admitted.size - 1);
+    this.host?.restore(path, sequence.namespace);
   }
 
   /** Runs a growth of the tree, taking pages from less urgent sequences if it must. */

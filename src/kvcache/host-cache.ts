@@ -58,10 +58,7 @@ export class HostCache {
     tree.evictions = this;
   }
 
-  /**
-   * Runs an insertion into the tree and brings back what follows the path's computed tokens, as
-   * far as it is known without a gap and nobody else is computing it.
-   */
+  /** Runs an insertion into the tree and restores what it can of the path. */
   admit(tokens: ArrayLike<number>, namespace: Namespace, insert: () => Path): Path {
     const known = this.#find(tokens, namespace);
     // What the insertion evicts must not take the place of what it wants.
@@ -73,6 +70,14 @@ export class HostCache {
     } finally {
       this.#chunks.unpin(known);
     }
+  }
+
+  /**
+   * Brings back what follows a path's computed tokens, as far as it is known without a gap and
+   * nobody else is computing it.
+   */
+  restore(path: Path, namespace: Namespace): void {
+    this.#restore(path, this.#find(path.tokens(), namespace));
   }
 
   #restore(path: Path, known: readonly Chunk[]): void {

@@ -7,6 +7,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
 import type { Runner } from '../../src/backend/backend.ts';
+import { Branch } from '../../src/engine/branch.ts';
 import { Engine } from '../../src/engine/engine.ts';
 import { loadRunner } from '../../src/model/load-runner.ts';
 import { memoryCheckpoint } from '../helpers/memory-checkpoint.ts';
@@ -128,6 +129,22 @@ test('what a preempted sequence lost comes back', async () => {
   }
   assert.ok(engine.stats.totals().preemptions > 0);
   assert.ok(engine.host!.stats(1).restoredTokens > 0);
+  checkEmpty(engine);
+});
+
+test('what a branch appends comes back too', async () => {
+  const runner = new FakeRunner({ pages: 14, pageSize: 4, hostPages: 40 });
+  const engine = new Engine(runner);
+  await ask(engine, range(0, 40));
+  await ask(engine, range(3, 48));
+  const branch = Branch.create(engine, Int32Array.from(range(0, 6)), { contextLength: 1000 });
+  await runAll(engine);
+  assert.ok(engine.tree.match(range(0, 40)).computed < 16, 'the rest was evicted');
+  rowsOf(runner);
+  branch.append(range(6, 34));
+  await runAll(engine);
+  assert.equal(rowsOf(runner), 1, 'the last row for its logits');
+  branch.end();
   checkEmpty(engine);
 });
 
