@@ -5,9 +5,9 @@
  * @module
  */
 import assert from 'node:assert/strict';
-import { mkdirSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { afterEach, describe, test } from 'node:test';
+import { afterEach, before, describe, test } from 'node:test';
 import { compileShipped, shippedKernels } from '../../../scripts/ptx.ts';
 import { Cuda } from '../../../src/backend/cuda/driver.ts';
 import { KernelLoader } from '../../../src/backend/cuda/kernel-loader.ts';
@@ -46,9 +46,10 @@ const nvrtc = await findCompiler();
 const skip = typeof nvrtc === 'string' ? nvrtc : false;
 const folder = temporaryFolder();
 const EMPTY = join(folder, 'empty');
+const prebuilt = join(folder, 'prebuilt');
 
 /** Writes what ships of one head_dim and group for Hopper. */
-function writeArchives(prebuilt: string): void {
+function writeArchives(): void {
   if (typeof nvrtc === 'string') return;
   const few = kernels.filter(
     ({ arch, defines }) =>
@@ -61,18 +62,19 @@ function writeArchives(prebuilt: string): void {
 }
 
 /** A loader that has PTX alone; loaded modules are in `fake.modules`. */
-async function openLoader(prebuilt: string): Promise<{ loader: KernelLoader; fake: FakeDriver }> {
-  process.env.FLASHFORGE_PREBUILT = prebuilt;
+async function openLoader(from: string): Promise<{ loader: KernelLoader; fake: FakeDriver }> {
+  process.env.FLASHFORGE_PREBUILT = from;
   process.env.FLASHFORGE_NVRTC = 'off';
   const fake = new FakeDriver();
   const cuda = await Cuda.open(0, fake.library);
-  return { loader: await KernelLoader.open(cuda, join(folder, 'cache')), fake };
+  return { loader: await KernelLoader.open(cuda, mkdtempSync(join(folder, 'cache-'))), fake };
 }
 
 const variantOf = (headDim: number, groupSize: number, arch = 'sm_90a') =>
   variantFor({ headDim, groupSize, kvHeads: 1, pageSize: 16, dtype: 'bf16' }, arch).defines;
 
 describe('PTX of the package', () => {
+  before(writeArchives);
   afterEach(() => {
     delete process.env.FLASHFORGE_PREBUILT;
     delete process.env.FLASHFORGE_NVRTC;
@@ -103,29 +105,29 @@ describe('PTX of the package', () => {
   });
 
   test('a variant is found, unless its sources have changed', { skip }, () => {
-    process.env.FLASHFORGE_PREBUILT = join(folder, 'found');
-    writeArchives(join(folder, 'found'));
+    process.env.FLASHFORGE_PREBUILT = prebuilt;
     assert.ok(hasPtx());
     const wanted = shippedPtx(sources, 'tree-attention.cu', 'sm_90a', variantOf(64, 3));
     assert.match(findPtx(wanted) ?? '', /\.target sm_90a[\s\S]*\.entry ff_tree_attention/);
     const edited = new Map(sources).set('merge.cuh', `${sources.get('merge.cuh')}\n`);
     const other = shippedPtx(edited, 'tree-attention.cu', 'sm_90a', variantOf(64, 3));
     assert.equal(findPtx(other), undefined);
-    writeFileSync(join(folder, 'found', 'ptx', wanted.file), 'damaged');
+    const damaged = join(folder, 'damaged');
+    mkdirSync(join(damaged, 'ptx'), { recursive: true });
+    writeFileSync(join(damaged, 'ptx', wanted.file), 'damaged');
+    process.env.FLASHFORGE_PREBUILT = damaged;
     assert.equal(findPtx(wanted), undefined);
   });
 
   test('the loader has the driver compile it, once', { skip }, async () => {
-    writeArchives(join(folder, 'loaded'));
-    const { loader, fake } = await openLoader(join(folder, 'loaded'));
+    const { loader, fake } = await openLoader(prebuilt);
     assert.match(loader.compiler.name, /PTX/);
     for (let time = 0; time < 2; time++) loader.load('tree-attention.cu', variantOf(64, 3)).free();
     assert.equal(fake.linked, 1, 'the second time it comes from the cache');
   });
 
   test('a driver older than the PTX is told so', { skip }, async () => {
-    writeArchives(join(folder, 'old'));
-    const { loader, fake } = await openLoader(join(folder, 'old'));
+    const { loader, fake } = await openLoader(prebuilt);
     fake.failures.set('cuLinkAddData_v2', 222);
     assert.throws(() => loader.load('decoder.cu', decoderDefines(64, 16, 'f16')), {
       code: 'compile',
@@ -134,8 +136,7 @@ describe('PTX of the package', () => {
   });
 
   test('a shape that does not ship names the kernel and the way out', { skip }, async () => {
-    writeArchives(join(folder, 'shape'));
-    const { loader } = await openLoader(join(folder, 'shape'));
+    const { loader } = await openLoader(prebuilt);
     assert.throws(() => loader.load('tree-attention.cu', variantOf(256, 16)), {
       code: 'compile',
       message: /no PTX of tree-attention\.cu for this model's shape on sm_90a.*FLASHFORGE_NVRTC/,
