@@ -19,7 +19,7 @@ type Defines = Readonly<Record<string, number>>;
 
 /** What turns a source file into machine code for one device. */
 export interface KernelCompiler {
-  /** For people: what it is and where it was found. */
+  /** For people. */
   readonly name: string;
   /** All that its results depend on besides sources and constants. */
   readonly version: string;
@@ -101,7 +101,7 @@ export async function findCompilation(): Promise<
 function nvrtcCompiler(cuda: Cuda, sources: Sources, nvrtc: NvrtcLibrary): KernelCompiler {
   const version = `nvrtc ${nvrtcVersion(nvrtc).join('.')}`;
   return {
-    name: `${version.toUpperCase()} (${nvrtc.path})`,
+    name: version.toUpperCase(),
     version,
     cubin: (main, defines) => compile(nvrtc, sources, main, cuda.info.arch, defines).cubin,
   };
