@@ -84,7 +84,8 @@ async function load(
   const loader = await KernelLoader.open(cuda);
   const cublas = await CublasLt.open(cuda);
   const stream = cuda.stream();
-  options.log?.(`CUDA kernels for ${cuda.info.name}, by ${loader.compiler.name} or from the cache`);
+  const by = loader.compiler.name;
+  options.log?.(`CUDA kernels for ${cuda.info.name}, by ${by} or from the cache`);
   const attention = new TreeAttention(loader, spec, stream, { window: slidingWindow !== null });
   const kernels = new DecoderKernels(loader, headDim, PAGE_TOKENS, dtype);
   const bytesPerUs = readBytesPerUs(loader, dtype);
@@ -129,7 +130,7 @@ async function load(
     hostKv: host && new CudaHostKv(parts, host),
     readBytesPerSecond: bytesPerUs * 1e6,
     energy: await openEnergyMeter(0),
-    providerWhy: `${cuda.info.name}, ${dtype}, kernels by ${loader.compiler.name}, products by cuBLASLt`,
+    providerWhy: `${cuda.info.name}, ${dtype}, kernels by ${by}, products by cuBLASLt`,
   });
 }
 

@@ -1,7 +1,7 @@
 /**
  * Logits against Hugging Face transformers on the same random checkpoint, which
- * bench/peers/transformers_logits.py makes: as near to its float32 as its own bfloat16 is. Real hidden
- * sizes on a CUDA device, small ones on the processor; skipped where Python has no transformers.
+ * bench/peers/transformers_logits.py makes: as near to its float32 as its own bfloat16 is. Real
+ * hidden sizes on a CUDA device, small ones on the processor; skipped where Python lacks it.
  * @module
  */
 import assert from 'node:assert/strict';
