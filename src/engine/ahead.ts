@@ -23,8 +23,8 @@ export const mayRunAhead = ({ batch }: Flight): boolean =>
  */
 export function appendPending({ entries, batch }: Flight, tree: PrefixTree): void {
   batch.answers.forEach(({ entry, isLast }, row) => {
-    const { sequence, path, to } = entries[entry];
-    if (!isLast || sequence.path !== path || !sequence.active || sequence.length !== to) return;
+    const { sequence, path } = entries[entry];
+    if (!isLast || sequence.path !== path) return;
     if ((sequence.owner.draw?.(sequence, 1) ?? null) === null) return;
     try {
       tree.append(path, pendingToken(row));

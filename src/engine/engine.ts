@@ -15,9 +15,9 @@ import { appendPending, deliver, mayRunAhead } from './ahead.ts';
 import { BatchBuilder, type PlannedStep } from './batch.ts';
 import { EngineStats } from './engine-stats.ts';
 import { Flights, type Landing } from './flights.ts';
-import { chooseBatch, type SchedulerLimits } from './scheduler.ts';
-import { byUrgency, Sequence, type SequenceInit, type SequenceOwner } from './sequence.ts';
-import { WaitingList } from './waiting-list.ts';
+import { chooseBatch, leastUrgent, type SchedulerLimits } from './scheduler.ts';
+import { Sequence, type SequenceInit, type SequenceOwner } from './sequence.ts';
+import { tooFull, WaitingList, withToken } from './waiting-list.ts';
 
 export interface EngineOptions {
   /** Most rows of a step; default and upper bound: the runner's. */
@@ -199,7 +199,7 @@ export class Engine {
         return null;
       } catch (error) {
         if (!isOutOfPages(error)) throw error;
-        const victim = this.#victim(sequence);
+        const victim = leastUrgent(this.#admitted, sequence);
         if (victim === null) return error;
         this.#preempt(victim);
       }
@@ -321,17 +321,6 @@ export class Engine {
     }
   }
 
-  /** The least urgent sequence that may give way to `sequence`. */
-  #victim(sequence: Sequence): Sequence | null {
-    let worst: Sequence | null = null;
-    for (const other of this.#admitted) {
-      if (other === sequence || !other.preemptible || !other.active || other.stalled) continue;
-      if (byUrgency(other, sequence) < 0) continue;
-      if (worst === null || byUrgency(other, worst) >= 0) worst = other;
-    }
-    return worst;
-  }
-
   #preempt(sequence: Sequence, tokens: Int32Array = sequence.tokens()): void {
     this.stats.countPreemption();
     this.tree.release(sequence.path!);
@@ -371,20 +360,4 @@ export class Engine {
     (this.host ?? this.tree).evictAll();
     return error;
   }
-}
-
-function withToken(tokens: Int32Array, token: number): Int32Array {
-  const longer = new Int32Array(tokens.length + 1);
-  longer.set(tokens);
-  longer[tokens.length] = token;
-  return longer;
-}
-
-function tooFull(error: unknown, held: number): FlashForgeError {
-  if (!isOutOfPages(error)) throw error;
-  if (held === 0) return error;
-  return new FlashForgeError(
-    'out-of-pages',
-    `${error.message}: ${held} held prefixes and branches keep their pages until disposed`,
-  );
 }

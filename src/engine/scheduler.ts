@@ -69,6 +69,17 @@ export function chooseBatch(
   return batch.concat(shareRows(prefill, rows));
 }
 
+/** Who is to give way to `sequence` where pages run out; null where nobody may. */
+export function leastUrgent(sequences: Iterable<Sequence>, sequence: Sequence): Sequence | null {
+  let worst: Sequence | null = null;
+  for (const other of sequences) {
+    if (other === sequence || !other.preemptible || !other.active || other.stalled) continue;
+    if (byUrgency(other, sequence) < 0) continue;
+    if (worst === null || byUrgency(other, worst) >= 0) worst = other;
+  }
+  return worst;
+}
+
 /**
  * The next rows of a sequence whose owner wants to see them, of which `from` to `to` may be
  * computed: a chunk has rows either with KV or without. Null while another sequence computes them.

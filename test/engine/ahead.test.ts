@@ -86,6 +86,7 @@ const workload = fc.record({
   requests: fc.array(request, { minLength: 1, maxLength: 8, size: 'max' }),
   pageSize: fc.integer({ min: 1, max: 5 }),
   sparePages: fc.nat(20),
+  hostPages: fc.constantFrom(0, 0, 4, 30),
   maxRows: fc.integer({ min: 1, max: 24 }),
   turns: fc.array(fc.nat(3), { minLength: 1, maxLength: 5 }),
 });
@@ -134,15 +135,15 @@ function compare(outcome: Outcome, expected: Outcome): void {
   }
 }
 
-let [ahead, preempted] = [0, 0];
+let [ahead, preempted, restored] = [0, 0, 0];
 
 test('random requests, aborts and small caches: results are those of a runner of depth 1', async () => {
   await fc.assert(
-    fc.asyncProperty(workload, async ({ requests, pageSize, sparePages, maxRows, turns }) => {
+    fc.asyncProperty(workload, async ({ requests, sparePages, hostPages, turns, ...fake }) => {
       const longest = Math.max(...requests.map((r) => r.prompt.length + r.maxTokens));
-      const pages = Math.ceil(longest / pageSize) + 2 + sparePages;
+      const pages = Math.ceil(longest / fake.pageSize) + 2 + sparePages;
       const { engine, runner } = rig(
-        { pages, pageSize, maxRows, vocab: 3 },
+        { ...fake, pages, vocab: 3, ...(hostPages > 0 ? { hostPages } : {}) },
         { turns: (step) => turns[step % turns.length] },
         { mixedPrefillRows: 4 },
       );
@@ -165,6 +166,7 @@ test('random requests, aborts and small caches: results are those of a runner of
       await runAll(engine);
       for (const { outcome, each } of outcomes) compare(outcome, await alone(each));
       ahead += runner.handIns.filter(({ underWay }) => underWay > 0).length;
+      restored += engine.host?.stats(1).restoredTokens ?? 0;
       preempted += engine.stats.totals().preemptions;
       checkEmpty(engine);
       await runner.dispose();
@@ -173,6 +175,7 @@ test('random requests, aborts and small caches: results are those of a runner of
   );
   assert.ok(ahead > 1000, `only ${ahead} steps were handed in ahead`);
   assert.ok(preempted > 50, `only ${preempted} preemptions`);
+  assert.ok(restored > 50, `only ${restored} tokens came back from the host`);
 });
 
 const PROMPT = [1, 2, 3];

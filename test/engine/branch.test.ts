@@ -9,6 +9,7 @@ import { FlashForgeError } from '../../src/base/errors.ts';
 import { beamSearch } from '../../src/engine/beam-search.ts';
 import { Branch } from '../../src/engine/branch.ts';
 import { Engine } from '../../src/engine/engine.ts';
+import { PipelinedRunner } from '../helpers/pipelined-runner.ts';
 import { FakeRunner, fakeLogits } from './fake-runner.ts';
 
 const init = { contextLength: 200 };
@@ -42,8 +43,10 @@ test('random searches: every branch has the logits of its own tokens', async () 
     fc.asyncProperty(
       fc.array(move, { maxLength: 30, size: 'max' }),
       fc.integer({ min: 1, max: 5 }),
-      async (moves, pageSize) => {
-        const engine = new Engine(new FakeRunner({ pages: 300, pageSize, vocab: 4 }));
+      fc.boolean(),
+      async (moves, pageSize, ahead) => {
+        const runner = new FakeRunner({ pages: 300, pageSize, vocab: 4 });
+        const engine = new Engine(ahead ? new PipelinedRunner(runner) : runner);
         const root = create(engine, [1, 2, 1]);
         await drive(engine, root.row());
         const alive = [{ branch: root, tokens: [1, 2, 1] }];

@@ -12,6 +12,7 @@ import { Branch } from '../../src/engine/branch.ts';
 import { Engine, type EngineOptions } from '../../src/engine/engine.ts';
 import type { GenerationInit, PromptToken } from '../../src/engine/generation.ts';
 import { topLogprobs } from '../../src/engine/sampler.ts';
+import { PipelinedRunner } from '../helpers/pipelined-runner.ts';
 import { FakeRunner, fakeLogits, greedyOracle } from './fake-runner.ts';
 import { checkEmpty, generate, type Outcome, runAll, slowConstraint } from './requests.ts';
 
@@ -242,35 +243,40 @@ test('requests and branches come, grow and go while a step is under way', async 
     pick: fc.nat(1000),
   });
   await fc.assert(
-    fc.asyncProperty(fc.array(action, { maxLength: 40, size: 'max' }), async (actions) => {
-      const engine = new Engine(new FakeRunner({ pages: 60, vocab: 3, turns: 2 }));
-      const root = Branch.create(engine, Int32Array.of(1, 0, 1), { contextLength: 1000 });
-      root.row().catch(() => {});
-      await engine.step();
-      const outcomes: { outcome: Outcome; prompt: number[] }[] = [];
-      const branches = [root];
-      let step = engine.step();
-      for (const { kind, prompt, pick } of actions) {
-        if (pick % 3 === 0) {
-          await step;
-          step = engine.step();
-        } else await new Promise((resolve) => setImmediate(resolve));
-        const branch = branches[pick % branches.length];
-        if (kind === 'add') {
-          outcomes.push({ outcome: generate(engine, prompt, { maxTokens: 9, n: 2 }), prompt });
-        } else if (kind === 'abort') outcomes[pick % outcomes.length]?.outcome.generation.abort();
-        else if (kind === 'fork') branches.push(branch.fork(1 + (pick % branch.length)));
-        else branch.append(prompt);
-      }
-      await step;
-      await runAll(engine);
-      for (const { outcome, prompt } of outcomes) {
-        if (outcome.error !== null) assert.equal(outcome.error.code, 'aborted');
-        else assert.deepEqual(outcome.tokens[0], greedyOracle(prompt, 9, 3));
-      }
-      for (const branch of branches) branch.end();
-      checkEmpty(engine);
-    }),
+    fc.asyncProperty(
+      fc.array(action, { maxLength: 40, size: 'max' }),
+      fc.boolean(),
+      async (actions, ahead) => {
+        const runner = new FakeRunner({ pages: 60, vocab: 3, turns: 2 });
+        const engine = new Engine(ahead ? new PipelinedRunner(runner) : runner);
+        const root = Branch.create(engine, Int32Array.of(1, 0, 1), { contextLength: 1000 });
+        root.row().catch(() => {});
+        await engine.step();
+        const outcomes: { outcome: Outcome; prompt: number[] }[] = [];
+        const branches = [root];
+        let step = engine.step();
+        for (const { kind, prompt, pick } of actions) {
+          if (pick % 3 === 0) {
+            await step;
+            step = engine.step();
+          } else await new Promise((resolve) => setImmediate(resolve));
+          const branch = branches[pick % branches.length];
+          if (kind === 'add') {
+            outcomes.push({ outcome: generate(engine, prompt, { maxTokens: 9, n: 2 }), prompt });
+          } else if (kind === 'abort') outcomes[pick % outcomes.length]?.outcome.generation.abort();
+          else if (kind === 'fork') branches.push(branch.fork(1 + (pick % branch.length)));
+          else branch.append(prompt);
+        }
+        await step;
+        await runAll(engine);
+        for (const { outcome, prompt } of outcomes) {
+          if (outcome.error !== null) assert.equal(outcome.error.code, 'aborted');
+          else assert.deepEqual(outcome.tokens[0], greedyOracle(prompt, 9, 3));
+        }
+        for (const branch of branches) branch.end();
+        checkEmpty(engine);
+      },
+    ),
     { numRuns: 150, seed: 11 },
   );
 });
