@@ -7,9 +7,32 @@ import type { Forest } from '../kvcache/forest.ts';
 import type { HostKv } from '../kvcache/host-cache.ts';
 import type { Plan, PlanSpec } from '../plan/plan.ts';
 
+/** Most tokens in `LogitChanges`. */
+export const CHANGES_MAX = 1024;
+
+/**
+ * What is done to a row's logits before its draw, in this order: bias; for tokens that occurred,
+ * division (if above 0, else multiplication) by the repetition penalty; for tokens that were
+ * generated, minus the presence penalty and minus the frequency penalty for each time.
+ */
+export interface LogitChanges {
+  /** Distinct ids; the other arrays are alike. */
+  readonly tokens: Int32Array;
+  readonly bias: Float32Array;
+  /** Times each was generated. */
+  readonly counts: Int32Array;
+  /** 1 = it is in the prompt. */
+  readonly inPrompt: Uint8Array;
+  /** The row's own token, which the device drew in the step before, counts as generated too. */
+  readonly pending: boolean;
+  readonly repetitionPenalty: number;
+  readonly presencePenalty: number;
+  readonly frequencyPenalty: number;
+}
+
 /** How a device draws the token of a row of logits; see engine/sampling-params.ts for the names. */
 export interface RowDraw {
-  /** Above 0; a row without a draw takes its largest logit. */
+  /** 0 = the largest logit, of changed logits; a row without a draw takes that of its own. */
   readonly temperature: number;
   /** 0 = off. */
   readonly topK: number;
@@ -19,6 +42,7 @@ export interface RowDraw {
   readonly minP: number;
   /** In [0, 1): where in the kept tokens' cumulated probability the drawn one lies. */
   readonly uniform: number;
+  readonly changes?: LogitChanges | undefined;
 }
 
 /** One forward pass over a batch. */
@@ -49,7 +73,7 @@ export interface StepOutput {
   readonly argmax: Int32Array;
   /** (logitRows) natural log of the sum of exp(logit). */
   readonly logSumExp: Float32Array;
-  /** (logitRows) the drawn token and its logit; on runners of depth 2 only. */
+  /** (logitRows) the drawn token and its unchanged logit; on runners of depth 2 only. */
   readonly drawn?: Int32Array | undefined;
   readonly drawnLogit?: Float32Array | undefined;
   /**

@@ -45,7 +45,8 @@ export class SamplerBed {
     const rows = tokens.length;
     const zeros = new Int32Array(rows);
     const forest = { rows, rowPosition: zeros };
-    const input = { tokens, forest, writeSlots: zeros, logitRows: zeros, draws };
+    const logitRows = Int32Array.from(zeros, (_, row) => row);
+    const input = { tokens, forest, writeSlots: zeros, logitRows, draws };
     const count = this.slot.fill(input as unknown as StepInput, rows, rows);
     this.sampler.readInputs(this.slot.inputsAddress, rows, rows, count, this.stream);
     this.stream.synchronize();
@@ -54,12 +55,12 @@ export class SamplerBed {
     return there;
   }
 
-  /** Draws the rows' tokens; the slot has the results then. */
-  draw(draws: readonly (RowDraw | null)[]): void {
+  /** Draws tokens, of rows whose own are `tokens`; the slot has the results then. */
+  draw(draws: readonly (RowDraw | null)[], tokens = new Int32Array(draws.length)): void {
     const rows = draws.length;
-    this.enter(new Int32Array(rows), draws);
+    this.enter(tokens, draws);
     this.sampler.stats(rows, this.stream);
-    this.sampler.draw(rows, this.stream);
+    this.sampler.draw(rows, this.slot.changesAddress, this.stream);
     this.sampler.writeResults(this.#abort.address, this.slot.resultsAddress, rows, this.stream);
     this.stream.synchronize();
     this.slot.takeResults(rows);

@@ -8,11 +8,11 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import type { RowDraw } from '../../../src/backend/backend.ts';
+import type { LogitChanges, RowDraw } from '../../../src/backend/backend.ts';
 import { Cuda } from '../../../src/backend/cuda/driver.ts';
 import { KernelLoader } from '../../../src/backend/cuda/kernel-loader.ts';
 import { DRAW_WORDS } from '../../../src/backend/cuda/model/cuda-model.ts';
-import { packDraw } from '../../../src/backend/cuda/model/sampler.ts';
+import { packDraw } from '../../../src/backend/cuda/model/pack-draws.ts';
 import { compile, resourceUse } from '../../../src/backend/cuda/nvrtc.ts';
 import type { NvrtcLibrary } from '../../../src/backend/cuda/signatures.ts';
 import { kernelSources } from '../../../src/backend/cuda/variants.ts';
@@ -38,12 +38,13 @@ for (const arch of ['sm_80', 'sm_90a']) {
 test('a draw is packed as the kernel reads it', () => {
   const words = new Int32Array(3 * DRAW_WORDS).fill(7);
   const uniform = 1 - 1e-12;
-  packDraw({ temperature: 0.5, topK: 40, topP: 0.3, minP: 0, uniform }, words, DRAW_WORDS);
-  packDraw(null, words, 2 * DRAW_WORDS);
+  packDraw({ temperature: 0.5, topK: 40, topP: 0.3, minP: 0, uniform }, 0, words, DRAW_WORDS);
+  packDraw(null, 0, words, 2 * DRAW_WORDS);
   const packed = words.slice(DRAW_WORDS, 2 * DRAW_WORDS);
   assert.deepEqual([...new Float32Array(packed.buffer, 0, 2)], [2, 24]);
-  assert.deepEqual([packed[2], ...new Float64Array(packed.buffer, 16, 2)], [40, 0.3, uniform]);
-  assert.ok(words.slice(2 * DRAW_WORDS).every((word) => word === 0));
+  assert.deepEqual([packed[2], packed[3]], [40, -1]);
+  assert.deepEqual([...new Float64Array(packed.buffer, 16, 2)], [0.3, uniform]);
+  assert.deepEqual([words[2 * DRAW_WORDS], words[2 * DRAW_WORDS + 3]], [0, -1]);
 });
 
 /** Ways to make logits; with many equals, sums of many parts, or few that matter. */
@@ -77,6 +78,43 @@ const CHOICES: readonly Omit<RowDraw, 'uniform'>[] = [
   { temperature: 1, topK: 700, topP: 1, minP: 0 },
   { temperature: 1.2, topK: 30_000, topP: 0.95, minP: 0 },
 ];
+
+/** Changes of the best tokens, and of the one that the row's own token is in every other list. */
+function randomChanges(
+  random: () => number,
+  logits: Float32Array,
+  count: number,
+  pending: number,
+): LogitChanges {
+  const ids = Array.from(logits.keys()).sort((a, b) => logits[b] - logits[a]);
+  const tokens = ids.filter((id) => id !== pending).slice(0, count);
+  if (count % 2 === 1) tokens[0] = pending;
+  return {
+    tokens: Int32Array.from(tokens),
+    bias: Float32Array.from(tokens, () => Math.round(random() * 4) - 2),
+    counts: Int32Array.from(tokens, () => Math.floor(random() * 3)),
+    inPrompt: Uint8Array.from(tokens, () => Math.round(random())),
+    pending: count % 3 !== 0,
+    ...{ repetitionPenalty: 1.5, presencePenalty: 0.5, frequencyPenalty: 0.25 },
+  };
+}
+
+/** As engine/sampler.ts does it. */
+function changeLogits(logits: Float32Array, changes: LogitChanges, pending: number): void {
+  const all = Array.from(changes.tokens, (token, i) => ({
+    ...{ token, bias: changes.bias[i], inPrompt: changes.inPrompt[i] === 1 },
+    count: changes.counts[i] + (changes.pending && token === pending ? 1 : 0),
+  }));
+  if (changes.pending && !changes.tokens.includes(pending)) {
+    all.push({ token: pending, bias: 0, inPrompt: false, count: 1 });
+  }
+  for (const { token, bias, inPrompt, count } of all) {
+    logits[token] += bias;
+    const repetition = changes.repetitionPenalty;
+    if (inPrompt || count > 0) logits[token] *= logits[token] > 0 ? 1 / repetition : repetition;
+    if (count > 0) logits[token] -= changes.presencePenalty + changes.frequencyPenalty * count;
+  }
+}
 
 /** How far `uniform` is from the part of [0, 1) in which `token` is drawn, by float64 sums. */
 function distanceToDraw(logits: Float32Array, draw: RowDraw, token: number): number {
@@ -161,6 +199,54 @@ describe('on a CUDA device', { skip: cuda === undefined ? reason : false }, () =
       assert.ok(share > 0.8, `${share} of all draws are the host's`);
     });
   }
+
+  test('logits are changed for a draw, and back', () => {
+    const [vocab, rows] = [5000, 12];
+    const random = randomStream(3);
+    const bed = new SamplerBed(loader, vocab, rows);
+    const logits = normal(random, vocab * rows, 2);
+    bed.upload(logits);
+    const pending = Int32Array.from({ length: rows }, () => Math.floor(random() * vocab));
+    const draws = Array.from({ length: rows }, (_, row): RowDraw | null => {
+      if (row === 5) return null;
+      const values = logits.subarray(row * vocab, (row + 1) * vocab);
+      const changes = randomChanges(random, values, row === 4 ? 0 : 1 + row * 90, pending[row]);
+      const temperature = row % 3 === 0 ? 0 : 0.8;
+      return {
+        temperature,
+        topK: row % 2 === 0 ? 0 : 30,
+        topP: 1,
+        minP: 0,
+        uniform: random(),
+        changes,
+      };
+    });
+    bed.draw(draws, pending);
+    for (let row = 0; row < rows; row++) {
+      const values = logits.subarray(row * vocab, (row + 1) * vocab);
+      const wanted = values.slice();
+      const draw = draws[row];
+      if (draw?.changes) changeLogits(wanted, draw.changes, pending[row]);
+      const best = wanted.reduce((a, b) => Math.max(a, b));
+      const token = bed.slot.drawn[row];
+      const label = `row ${row}`;
+      assert.equal(bed.slot.drawnLogit[row], values[token], label);
+      assert.equal(bed.slot.argmax[row], values.indexOf(values.reduce((a, b) => Math.max(a, b))));
+      if (draw === null || draw.temperature === 0) assert.equal(token, wanted.indexOf(best), label);
+      else if (token !== drawToken(wanted, best, draw, draw.uniform)) {
+        assert.ok(distanceToDraw(wanted, draw, token) < BORDER, label);
+      }
+    }
+    bed.draw(new Array(rows).fill(null));
+    for (let row = 0; row < rows; row++) {
+      const values = logits.subarray(row * vocab, (row + 1) * vocab);
+      assert.equal(
+        bed.slot.drawnLogit[row],
+        values.reduce((a, b) => Math.max(a, b)),
+      );
+    }
+    bed.free();
+  });
 
   test('drawn tokens become the inputs of the next step', () => {
     const bed = new SamplerBed(loader, 1000, 4);

@@ -19,12 +19,18 @@ struct Result {
 
 /* How a row is drawn: engine/draw.ts has the meaning. */
 struct Draw {
-  float scale; /* 1 / temperature; 0 = not drawn */
+  float scale; /* 1 / temperature; 0 = the largest logit */
   float range; /* how far below the best, times scale, a token may lie */
   int top_k;   /* 0 = off */
-  int unused;
+  int changes; /* of logits before the draw; below 0: none, and nothing is drawn if scale is 0 */
   double top_p;
   double uniform;
+  int first; /* change */
+  float repetition;
+  float presence;
+  float frequency;
+  int pending; /* the row's own token counts as generated once more */
+  int unused[3];
 };
 
 /* Four logits from `at`, -kFloatMax beyond `end`. */
@@ -79,7 +85,7 @@ __device__ __forceinline__ double block_sum(double value) {
 /* One row and how it is drawn. */
 struct Row {
   Draw draw;
-  const float* logits;
+  float* logits;
   int vocab;
   float best;
   double whole; /* mass of all tokens in range, where it is known */

@@ -153,6 +153,8 @@ __device__ void block_sort(T* values, int n) {
 
 /* Tokens that may be kept, if they are so few. */
 constexpr int kListMax = 2048;
+/* Changes of a row's logits. */
+constexpr int kChangesMax = 1024;
 
 struct Shared {
   union {
@@ -249,23 +251,102 @@ __device__ int draw_from_list(Shared& sh, Row& r) {
   return static_cast<int>(static_cast<u32>(sh.list[drawn]));
 }
 
-/* One block a row; a row without a draw keeps its largest logit. After ff_logit_stats. */
-extern "C" __global__ void __launch_bounds__(kDrawThreads, 1)
-    ff_draw_tokens(const float* logits, const Draw* draws, Result* results, int vocab) {
-  __shared__ Shared sh;
-  const Draw draw = draws[blockIdx.x];
-  if (draw.scale == 0.0f) return;
-  Result& result = results[blockIdx.x];
-  const float* values = logits + static_cast<u64>(blockIdx.x) * vocab;
-  Row r = {draw, values, vocab, result.drawn_logit, 0.0};
+/* What a token's logit has to undergo: engine/sampler.ts has the order. */
+struct Change {
   int token;
-  if (draw.top_k == 0 && draw.top_p >= 1.0) {
-    token = draw_any(r);
-  } else {
-    float floor = 0.0f;
-    const bool few = find_floor(sh, r, floor) && collect(sh, r, floor);
-    token = few ? draw_from_list(sh, r) : draw_by_search(r);
+  float bias;
+  int count;     /* times it was generated */
+  int in_prompt; /* it counts as repeated in any case */
+};
+
+/* A row's changed logits as they were. */
+struct Changed {
+  float logits[kChangesMax + 1];
+  int tokens[kChangesMax + 1];
+  int count;
+  bool has_pending;
+};
+
+__device__ __forceinline__ float changed(const Draw& draw, float logit, const Change& change) {
+  logit += change.bias;
+  if (change.count > 0 || change.in_prompt)
+    logit = logit > 0.0f ? logit / draw.repetition : logit * draw.repetition;
+  if (change.count > 0) logit -= draw.presence + draw.frequency * change.count;
+  return logit;
+}
+
+/* Changes logits in place and finds the largest; `pending` is the token before the row's, or -1. */
+__device__ int change_logits(Changed& old, Row& r, const volatile int* changes, int pending) {
+  __shared__ u64 bests[kDrawWarps];
+  const int count = r.draw.changes;
+  if (threadIdx.x == 0) old.has_pending = pending < 0;
+  __syncthreads();
+  for (int i = threadIdx.x; i < count; i += kDrawThreads) {
+    const volatile int* c = changes + (r.draw.first + i) * 4;
+    Change change = {c[0], __int_as_float(c[1]), c[2], c[3]};
+    if (change.token == pending) {
+      change.count++;
+      old.has_pending = true;
+    }
+    old.tokens[i] = change.token;
+    old.logits[i] = r.logits[change.token];
+    r.logits[change.token] = changed(r.draw, old.logits[i], change);
   }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    old.count = count;
+    if (!old.has_pending) {
+      old.count++;
+      old.tokens[count] = pending;
+      old.logits[count] = r.logits[pending];
+      r.logits[pending] = changed(r.draw, old.logits[count], {pending, 0.0f, 1, 0});
+    }
+  }
+  __syncthreads();
+  u64 best = ~0ull;
+  r.each([&](float v, int id) { best = min(best, sort_key(v, id)); });
+#pragma unroll
+  for (int o = 16; o > 0; o /= 2) best = min(best, __shfl_xor_sync(~0u, best, o));
+  if (threadIdx.x % 32 == 0) bests[threadIdx.x / 32] = best;
+  __syncthreads();
+  for (int w = 0; w < kDrawWarps; w++) best = min(best, bests[w]);
+  const int token = static_cast<int>(static_cast<u32>(best));
+  r.best = r.logits[token];
+  return token;
+}
+
+__device__ int draw_token(Shared& sh, Row& r) {
+  if (r.draw.top_k == 0 && r.draw.top_p >= 1.0) return draw_any(r);
+  float floor = 0.0f;
+  const bool few = find_floor(sh, r, floor) && collect(sh, r, floor);
+  return few ? draw_from_list(sh, r) : draw_by_search(r);
+}
+
+/*
+ * One block a row, after ff_logit_stats. A row without a draw keeps its largest logit. `changes`
+ * lies in pinned memory; the logits are as before when this ends.
+ */
+extern "C" __global__ void __launch_bounds__(kDrawThreads, 1)
+    ff_draw_tokens(float* logits, const Draw* draws, const int* changes, const int* tokens,
+                   const int* logit_rows, Result* results, int vocab) {
+  __shared__ Shared sh;
+  __shared__ Changed old;
+  const Draw draw = draws[blockIdx.x];
+  if (draw.scale == 0.0f && draw.changes < 0) return;
+  Result& result = results[blockIdx.x];
+  float* values = logits + static_cast<u64>(blockIdx.x) * vocab;
+  Row r = {draw, values, vocab, result.drawn_logit, 0.0};
+  int token = 0;
+  if (draw.changes >= 0) {
+    const int pending = draw.pending ? tokens[logit_rows[blockIdx.x]] : -1;
+    token = change_logits(old, r, changes, pending);
+  }
+  if (draw.scale != 0.0f) token = draw_token(sh, r);
+  __syncthreads();
+  if (draw.changes >= 0)
+    for (int i = threadIdx.x; i < old.count; i += kDrawThreads)
+      values[old.tokens[i]] = old.logits[i];
+  __syncthreads();
   if (threadIdx.x > 0) return;
   result.drawn = token;
   result.drawn_logit = values[token];

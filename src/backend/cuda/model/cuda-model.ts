@@ -49,7 +49,7 @@ export interface CudaModel {
 export const INPUTS = ['tokens', 'positions', 'writeSlots', 'logitRows'] as const;
 export type InputName = (typeof INPUTS)[number];
 /** Words of `struct Draw` in kernels/sampler-search.cuh: how a logit row is drawn. */
-export const DRAW_WORDS = 8;
+export const DRAW_WORDS = 16;
 
 /** Tensors of steps of up to `maxRows` rows, at addresses that never change. */
 export interface CudaBuffers {

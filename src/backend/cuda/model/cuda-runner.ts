@@ -145,7 +145,7 @@ export class CudaRunner implements Runner {
     this.#sampler.readInputs(slot.inputsAddress, rows, logitRows, draws, stream);
     slot.start.record(stream);
     const attentionMs = this.#graphs.run(rows, logitRows, input.plan.kvTokens, slot.timer);
-    if (draws > 0) this.#sampler.draw(draws, stream);
+    if (draws > 0) this.#sampler.draw(draws, slot.changesAddress, stream);
     this.#sampler.writeResults(attention.abortAddress, slot.resultsAddress, count, stream);
     slot.end.record(stream);
     this.#enqueued++;

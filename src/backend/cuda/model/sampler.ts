@@ -4,11 +4,10 @@
  * @module
  */
 import { ceilDiv } from '../../../base/math.ts';
-import type { RowDraw } from '../../backend.ts';
 import type { Cuda, DeviceMemory, Kernel, LaunchShape, Module, Stream } from '../driver.ts';
 import type { KernelLoader } from '../kernel-loader.ts';
 import { packArguments } from '../launch-arguments.ts';
-import { type CudaBuffers, DRAW_WORDS } from './cuda-model.ts';
+import { type CudaBuffers, DRAW_WORDS, INPUTS } from './cuda-model.ts';
 
 const NAMES = ['ff_step_inputs', 'ff_logit_stats', 'ff_draw_tokens', 'ff_step_results'] as const;
 /** Threads of a block; those of the statistics and of draws are constants of the kernels. */
@@ -19,8 +18,6 @@ const SLICE_MIN = 2048;
 const SPLITS_MAX = 64;
 /** Bytes of `Stats` in sampler.cu. */
 const PART_BYTES = 16;
-/** Tokens whose weight is below e^-24 of the best's are never drawn, as in engine/draw.ts. */
-const NEGLIGIBLE = 24;
 
 /** What of a step's tensors the sampler works on. */
 export type SamplerBuffers = Pick<CudaBuffers, 'maxRows' | 'inputs' | 'logits'>;
@@ -91,12 +88,18 @@ export class Sampler {
     );
   }
 
-  /** Enqueues the draws of the first `rows` rows, after `stats`. */
-  draw(rows: number, stream: Stream): void {
+  /**
+   * Enqueues the draws of the first `rows` rows, after `stats`.
+   * @param changes pinned memory with the changes that the draws refer to.
+   */
+  draw(rows: number, changes: bigint, stream: Stream): void {
     const { logits, inputs, maxRows } = this.#buffers;
-    const draws = inputs.address + BigInt(maxRows * 16);
-    const values = [logits.address, draws, this.#results.address, this.#vocab];
-    this.#launch('ff_draw_tokens', { blocks: rows, threads: THREADS.draw }, 'pppi', values, stream);
+    const array = (index: number): bigint => inputs.address + BigInt(index * maxRows * 4);
+    const [tokens, logitRows] = [INPUTS.indexOf('tokens'), INPUTS.indexOf('logitRows')].map(array);
+    const shape = { blocks: rows, threads: THREADS.draw };
+    const addresses = [logits.address, array(INPUTS.length), changes, tokens, logitRows];
+    const values = [...addresses, this.#results.address, this.#vocab];
+    this.#launch('ff_draw_tokens', shape, 'ppppppi', values, stream);
   }
 
   /** Enqueues the way back: the abort code and `rows` results, to RESULT_WORDS on, in `to`. */
@@ -121,22 +124,4 @@ export class Sampler {
     for (const memory of [this.#parts, this.#tickets, this.#results]) memory.free();
     this.#module.free();
   }
-}
-
-/** One `struct Draw` of sampler-search.cuh, seen as each of its types. */
-const draw32 = new Int32Array(DRAW_WORDS);
-const drawFloats = new Float32Array(draw32.buffer);
-const drawDoubles = new Float64Array(draw32.buffer);
-
-/** Writes `draw` at word `at`; no draw is a scale of 0. */
-export function packDraw(draw: RowDraw | null, to: Int32Array, at: number): void {
-  draw32.fill(0);
-  if (draw !== null) {
-    drawFloats[0] = 1 / draw.temperature;
-    drawFloats[1] = draw.minP > 0 ? Math.min(NEGLIGIBLE, -Math.log(draw.minP)) : NEGLIGIBLE;
-    draw32[2] = draw.topK;
-    drawDoubles[2] = draw.topP;
-    drawDoubles[3] = draw.uniform;
-  }
-  to.set(draw32, at);
 }

@@ -3,10 +3,11 @@
  * next step is handed in while the device still works on this one.
  * @module
  */
-import type { StepInput } from '../../backend.ts';
+import type { RowDraw, StepInput } from '../../backend.ts';
 import type { Cuda, Event, PinnedMemory, Stream } from '../driver.ts';
 import { DRAW_WORDS, INPUTS } from './cuda-model.ts';
-import { packDraw, RESULT_WORDS } from './sampler.ts';
+import { CHANGE_WORDS, changesOf, packChanges, packDraw } from './pack-draws.ts';
+import { RESULT_WORDS } from './sampler.ts';
 import { StepTimer } from './step-timer.ts';
 
 /** Copies `from` to `to` at word `at` and pads it to `length` words. */
@@ -27,11 +28,15 @@ export class StepSlot {
   readonly drawnLogit: Float32Array;
   readonly #inputs: PinnedMemory;
   readonly #words: Int32Array;
+  /** Made when a step first has changed logits. */
+  #changes: PinnedMemory | undefined;
+  readonly #cuda: Cuda;
   readonly #results: PinnedMemory;
   readonly #resultWords: Int32Array;
   readonly #resultFloats: Float32Array;
 
   constructor(cuda: Cuda, stream: Stream, maxRows: number) {
+    this.#cuda = cuda;
     this.start = cuda.event();
     this.end = cuda.event();
     this.timer = new StepTimer(cuda, stream);
@@ -50,6 +55,11 @@ export class StepSlot {
 
   get inputsAddress(): bigint {
     return this.#inputs.address;
+  }
+
+  /** Changed logits of the draws. */
+  get changesAddress(): bigint {
+    return this.#changes?.address ?? 0n;
   }
 
   get resultsAddress(): bigint {
@@ -74,12 +84,26 @@ export class StepSlot {
     put(words, 2 * rows, writeSlots.subarray(0, count), rows, -1);
     put(words, 3 * rows, input.logitRows, logitRows, 0);
     if (!draws?.some((draw) => draw !== null)) return 0;
-    let at = 3 * rows + logitRows;
-    for (const draw of draws) {
-      packDraw(draw, words, at);
-      at += DRAW_WORDS;
-    }
+    this.#fillDraws(draws, 3 * rows + logitRows);
     return draws.length;
+  }
+
+  #fillDraws(draws: readonly (RowDraw | null)[], begin: number): void {
+    const bytes = changesOf(draws) * CHANGE_WORDS * 4;
+    if (bytes > (this.#changes?.bytes ?? 0)) {
+      this.#changes?.free();
+      this.#changes = this.#cuda.pinned(bytes * 2);
+    }
+    const words = new Int32Array(this.#changes?.buffer ?? new ArrayBuffer(0));
+    const floats = new Float32Array(words.buffer);
+    let [at, first] = [begin, 0];
+    for (const draw of draws) {
+      packDraw(draw, first, this.#words, at);
+      at += DRAW_WORDS;
+      if (!draw?.changes) continue;
+      packChanges(draw.changes, words, floats, first * CHANGE_WORDS);
+      first += draw.changes.tokens.length;
+    }
   }
 
   /** Takes the results of `count` logit rows out of pinned memory. */
@@ -97,6 +121,7 @@ export class StepSlot {
     this.end.free();
     this.timer.free();
     this.#inputs.free();
+    this.#changes?.free();
     this.#results.free();
   }
 }
