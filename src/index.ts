@@ -29,6 +29,7 @@ export type {
   TokenDetail,
 } from './engine/generation-stream.ts';
 export type { EngineView, ItemView, NodeView, PlanView } from './engine/inspect.ts';
+export type { Percentiles } from './engine/latency.ts';
 export { type Llm, type LlmStats, type LoadOptions, load } from './engine/llm.ts';
 export type { Move, Prefix } from './engine/prefix.ts';
 export type {

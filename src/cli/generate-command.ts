@@ -121,7 +121,7 @@ function blockOf({ prompt, index, text, finishReason }: Completion, prompts: num
 }
 
 function report(llm: Llm, completions: readonly Completion[]): object {
-  const { steps, reduction } = llm.stats();
+  const { steps, times, reduction } = llm.stats();
   const firsts = completions.filter(({ index }) => index === 0);
   const longer = completions.filter(({ stats }) => stats.newTokens > 1);
   return {
@@ -144,6 +144,13 @@ function report(llm: Llm, completions: readonly Completion[]): object {
       prompt_tokens: firsts.reduce((sum, { stats }) => sum + stats.promptTokens, 0),
       new_tokens: completions.reduce((sum, { stats }) => sum + stats.newTokens, 0),
       steps: steps.steps,
+      // Percentiles in ms: of requests, samples and steps.
+      times: {
+        ttft_ms: times.ttftMs,
+        tpot_ms: times.tpotMs,
+        host_ms: times.hostMs,
+        idle_ms: times.idleMs,
+      },
     },
   };
 }

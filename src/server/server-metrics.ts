@@ -22,6 +22,11 @@ const TPOT_S = [
 const E2E_S = [0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960];
 const TOKENS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000];
 const S = 1000;
+const QUANTILES = [
+  ['0.5', 'p50'],
+  ['0.9', 'p90'],
+  ['0.99', 'p99'],
+] as const;
 
 /** vLLM's names of the reasons. */
 const FINISHED: Readonly<Record<string, string>> = {
@@ -85,6 +90,14 @@ export class ServerMetrics {
       stepSeconds: r.gauge('flashforge:step_seconds', 'Time of all steps.'),
       attentionSeconds: r.gauge('flashforge:attention_seconds', 'Time of attention in all steps.'),
       joules: r.gauge('flashforge:energy_joules', 'Energy that the device has used.'),
+      stepHost: r.gauge(
+        'flashforge:step_host_seconds',
+        'Work of the host for a step, by quantile.',
+      ),
+      stepIdle: r.gauge(
+        'flashforge:step_idle_seconds',
+        'For how long the device had nothing to do before a step, by quantile.',
+      ),
       nodes: r.gauge('flashforge:tree_nodes', 'Nodes of the prefix tree.'),
       treeTokens: r.gauge('flashforge:tree_tokens', 'Tokens in the prefix tree.'),
       pages: r.gauge('flashforge:pages', 'KV pages by state.'),
@@ -161,7 +174,7 @@ export class ServerMetrics {
     return this.#registry.text({ model_name: names[0], engine: '0' });
   }
 
-  #engine({ tree, host, steps, energy, running, waiting }: EngineSnapshot): void {
+  #engine({ tree, host, steps, times, energy, running, waiting }: EngineSnapshot): void {
     const own = this.#own;
     const held = (tree.pagesUsed - tree.pagesEvictable) / Math.max(1, tree.pages);
     own.running.set(running);
@@ -178,6 +191,10 @@ export class ServerMetrics {
     own.stepSeconds.set(steps.stepMs / S);
     own.attentionSeconds.set(steps.attentionMs / S);
     if (energy.joules !== null) own.joules.set(energy.joules);
+    for (const [quantile, field] of QUANTILES) {
+      own.stepHost.set(times.hostMs[field] / S, { quantile });
+      own.stepIdle.set(times.idleMs[field] / S, { quantile });
+    }
     own.nodes.set(tree.nodes);
     own.treeTokens.set(tree.tokens);
     own.pages.set(tree.pagesFree, { state: 'free' });

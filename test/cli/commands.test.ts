@@ -58,6 +58,10 @@ test('generate: completions of prompts over a shared prefix as JSON on stdout al
   }
   for (const key of ['ttft_ms', 'kv_bytes', 'kv_bytes_flat']) assert.ok(isPositive(stats[key]));
   assert.ok(stats.kv_bytes <= stats.kv_bytes_flat);
+  for (const name of ['ttft_ms', 'tpot_ms', 'host_ms', 'idle_ms']) {
+    const { count, p50, p99, max } = stats.times[name];
+    assert.ok(count > 0 && p50 >= 0 && p50 <= p99 && p99 <= max, name);
+  }
 
   const again = await runCli([...words, ...sampling, '--flat', '--json', '-']);
   assert.deepEqual(

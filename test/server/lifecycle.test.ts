@@ -94,6 +94,10 @@ test('a full queue, a timeout, and clients that vanish', async () => {
   await until('no page held', async () => (await held(server)) === 0);
   assert.equal(await running(server), 0);
 
+  for (const name of ['step_host_seconds', 'step_idle_seconds']) {
+    assert.ok((await metric(server, `flashforge:${name}`, 'quantile="0.99"')) > 0);
+  }
+
   const late = await request(server, '/v1/completions', endless);
   assert.equal(late.status, 408);
   assert.equal(late.body.error.code, 'request_timeout');
