@@ -21,6 +21,7 @@ import { memoryCheckpoint } from '../helpers/memory-checkpoint.ts';
 import { Stepper } from '../helpers/stepper.ts';
 import { writeTinyChatModel } from '../helpers/tiny-chat-model.ts';
 import { TINY_CONFIGS } from '../helpers/tiny-configs.ts';
+import { distance, walk } from '../helpers/walk.ts';
 
 const device = await pickDevice('auto');
 const skip = device === 'cuda' ? false : 'no CUDA device on this machine';
@@ -144,6 +145,16 @@ describe('failures on a CUDA device', { skip, concurrency: false }, () => {
         deviceError(/^query heads per KV head must be between 1 and \d+ on CUDA, got 65$/),
       );
     }));
+
+  test('types mixed in one file are brought to one', async () => {
+    const types = ['BF16', 'F16', 'F32', 'Q8_0'] as const;
+    const mixed = memoryCheckpoint(TINY, (name) => types[name.length % types.length]);
+    const wanted = await walk(mixed, { device: 'reference' });
+    for (const kvType of ['f16', 'bf16'] as const) {
+      const error = distance(wanted, await walk(mixed, { device: 'cuda', kvType }));
+      assert.ok(error < 0.03, `${kvType}: ${error} of the logits' rms`);
+    }
+  });
 
   for (const fault of FAULT_NAMES) {
     test(`${fault} while requests run: they end, the next load works`, async (t) => {
