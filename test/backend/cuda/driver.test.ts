@@ -57,6 +57,16 @@ test('every object is given back once', async () => {
   assert.throws(() => cuda.alloc(1), deviceError(/closed/));
 });
 
+test('a device that is closed gives back what is left', async () => {
+  const fake = new FakeDriver();
+  const cuda = await Cuda.open(0, fake.library);
+  cuda.alloc(100);
+  cuda.pinned(64);
+  cuda.stream();
+  cuda.close();
+  assert.equal(fake.leaks, 0);
+});
+
 test('out of memory says how much was asked for', async () => {
   const fake = new FakeDriver();
   const cuda = await Cuda.open(0, fake.library);

@@ -7,7 +7,10 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'n
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { Cuda } from '../../../src/backend/cuda/driver.ts';
 import { type CacheKey, KernelCache } from '../../../src/backend/cuda/kernel-cache.ts';
+import { KernelLoader } from '../../../src/backend/cuda/kernel-loader.ts';
+import { FakeDriver } from './fake-driver.ts';
 
 const KEY: CacheKey = {
   main: 'kernel.cu',
@@ -18,10 +21,13 @@ const KEY: CacheKey = {
   driverVersion: 13000,
 };
 
-function withCache(bytesMax: number, use: (cache: KernelCache, folder: string) => void): void {
+async function withCache(
+  bytesMax: number,
+  use: (cache: KernelCache, folder: string) => void | Promise<void>,
+): Promise<void> {
   const folder = mkdtempSync(join(tmpdir(), 'flashforge-cache-'));
   try {
-    use(new KernelCache(folder, bytesMax), folder);
+    await use(new KernelCache(folder, bytesMax), folder);
   } finally {
     rmSync(folder, { recursive: true });
   }
@@ -42,7 +48,7 @@ function compiler(bytes = 100): {
   return counter;
 }
 
-test('a kernel is compiled once, and again for anything that can change it', () => {
+test('a kernel is compiled once, and again for anything that can change it', () =>
   withCache(1e6, (cache) => {
     const nvrtc = compiler();
     const first = cache.get(KEY, nvrtc.compile);
@@ -58,10 +64,9 @@ test('a kernel is compiled once, and again for anything that can change it', () 
     ];
     for (const change of changes) cache.get({ ...KEY, ...change }, nvrtc.compile);
     assert.equal(nvrtc.calls, 1 + changes.length);
-  });
-});
+  }));
 
-test('a damaged file is compiled again', () => {
+test('a damaged file is compiled again', () =>
   withCache(1e6, (cache, folder) => {
     const nvrtc = compiler();
     cache.get(KEY, nvrtc.compile);
@@ -76,20 +81,18 @@ test('a damaged file is compiled again', () => {
       assert.equal(cache.get(KEY, nvrtc.compile).length, 100);
       assert.equal(nvrtc.calls, calls + 1);
     }
-  });
-});
+  }));
 
-test('the folder stays within its size and holds no drafts', () => {
+test('the folder stays within its size and holds no drafts', () =>
   withCache(1000, (cache, folder) => {
     const nvrtc = compiler(300);
     for (let i = 0; i < 10; i++) cache.get({ ...KEY, driverVersion: i }, nvrtc.compile);
     const names = readdirSync(folder);
     assert.ok(names.length <= 3, `${names.length} files`);
     assert.ok(names.every((name) => name.endsWith('.cubin')));
-  });
-});
+  }));
 
-test('a folder that cannot be written to costs only time', () => {
+test('a folder that cannot be written to costs only time', () =>
   withCache(1000, (_, folder) => {
     const file = join(folder, 'file');
     writeFileSync(file, '');
@@ -98,5 +101,19 @@ test('a folder that cannot be written to costs only time', () => {
     assert.equal(cache.get(KEY, nvrtc.compile).length, 100);
     assert.equal(cache.get(KEY, nvrtc.compile).length, 100);
     assert.equal(nvrtc.calls, 2);
-  });
-});
+  }));
+
+test('what the driver does not take is compiled anew, once', () =>
+  withCache(1e6, async (_, folder) => {
+    const nvrtc = compiler();
+    const fake = new FakeDriver();
+    const cuda = await Cuda.open(0, fake.library);
+    const ours = { name: 'ours', version: '1', cubin: nvrtc.compile };
+    const loader = new KernelLoader(cuda, ours, new KernelCache(folder), KEY.sources);
+    loader.load(KEY.main, KEY.defines);
+    loader.load(KEY.main, KEY.defines);
+    assert.equal(nvrtc.calls, 1);
+    fake.failures.set('cuModuleLoadData', 200);
+    assert.throws(() => loader.load(KEY.main, KEY.defines), /cuModuleLoadData failed/);
+    assert.equal(nvrtc.calls, 2);
+  }));
