@@ -65,6 +65,9 @@ const sampling = fc.record({
   logprobs: fc.constantFrom(undefined, undefined, 0, 2),
   minTokens: fc.constantFrom(0, 0, 3),
   repetitionPenalty: fc.constantFrom(1, 1, 1, 1.2),
+  presencePenalty: fc.constantFrom(0, 0, 0, 0.8),
+  frequencyPenalty: fc.constantFrom(0, 0, 0, -0.5),
+  logitBias: fc.constantFrom({}, {}, {}, { 1: 1.5 }),
   promptLogprobs: fc.constantFrom(undefined, undefined, undefined, 1),
   stop: fc.constantFrom(undefined, undefined, 'ab', 'cc'),
 });
@@ -86,7 +89,7 @@ const workload = fc.record({
   requests: fc.array(request, { minLength: 1, maxLength: 8, size: 'max' }),
   pageSize: fc.integer({ min: 1, max: 5 }),
   sparePages: fc.nat(20),
-  hostPages: fc.constantFrom(0, 0, 4, 30),
+  hostPages: fc.constantFrom(0, 4, 30, 30),
   maxRows: fc.integer({ min: 1, max: 24 }),
   turns: fc.array(fc.nat(3), { minLength: 1, maxLength: 5 }),
 });
@@ -175,7 +178,7 @@ test('random requests, aborts and small caches: results are those of a runner of
   );
   assert.ok(ahead > 1000, `only ${ahead} steps were handed in ahead`);
   assert.ok(preempted > 50, `only ${preempted} preemptions`);
-  assert.ok(restored > 50, `only ${restored} tokens came back from the host`);
+  assert.ok(restored > 20, `only ${restored} tokens came back from the host`);
 });
 
 const PROMPT = [1, 2, 3];
@@ -261,9 +264,9 @@ test('equal samples run ahead in nodes of their own, which are one in the end', 
 test('owners who look at logits get them, and those beside them the same tokens as alone', async () => {
   const kinds: SamplingOptions[] = [
     { logprobs: 3 },
-    { logitBias: { 3: 2 } },
-    { presencePenalty: 1 },
-    { repetitionPenalty: 1.3 },
+    { logprobs: 1, logitBias: { 3: 2 } },
+    { logprobs: 1, presencePenalty: 1 },
+    { logprobs: 1, repetitionPenalty: 1.3 },
     { promptLogprobs: 2 },
     { n: 2, temperature: 1, seed: 2 },
   ];
