@@ -6,6 +6,7 @@
  * @module
  */
 import { randomStream } from '../base/math.ts';
+import { ChangedTokens } from './changed-tokens.ts';
 import { drawToken } from './draw.ts';
 import type { SamplingParams } from './sampling-params.ts';
 import type { Draw } from './sequence.ts';
@@ -23,10 +24,8 @@ export interface Sampled extends TokenLogprob {
 
 export class Sampler {
   readonly params: SamplingParams;
-  /** Times each token was generated. */
-  private readonly generated: Map<number, number>;
-  /** Tokens of the prompt, kept only where the repetition penalty needs them. */
-  private readonly prompt: ReadonlySet<number>;
+  /** Tokens of the prompt are in it only where the repetition penalty needs them. */
+  private readonly changed: ChangedTokens;
   private readonly random: () => number;
   /** Numbers of the random stream that were looked at and are not used yet. */
   private readonly peeked: number[] = [];
@@ -34,12 +33,14 @@ export class Sampler {
 
   /**
    * @param sample index of the sample among n, so that samples of one seed differ
-   * @param prompt tokens of the prompt
+   * @param prompt tokens of the prompt, or what a fork takes over
    */
-  constructor(params: SamplingParams, sample: number, prompt: Iterable<number>) {
+  constructor(params: SamplingParams, sample: number, prompt: Iterable<number> | ChangedTokens) {
     this.params = params;
-    this.generated = new Map();
-    this.prompt = new Set(params.repetitionPenalty === 1 ? [] : prompt);
+    this.changed =
+      prompt instanceof ChangedTokens
+        ? prompt
+        : new ChangedTokens(params.logitBias, params.repetitionPenalty === 1 ? [] : prompt);
     this.seed = params.seed ?? Math.floor(Math.random() * 4294967296);
     this.random = randomStream(mix(this.seed, sample));
   }
@@ -80,7 +81,7 @@ export class Sampler {
         token = drawToken(changed, changed[token], this.params, this.uniform());
       }
     }
-    this.count(token);
+    this.changed.count(token);
     const count = this.params.logprobs;
     return {
       token,
@@ -95,16 +96,21 @@ export class Sampler {
    */
   draw(ahead: number): Draw | null {
     const { temperature, topK, topP, minP, logprobs } = this.params;
-    if (this.changesLogits || (logprobs ?? 0) > 0) return null;
-    if (temperature === 0) return 'argmax';
+    if ((logprobs ?? 0) > 0) return null;
+    if (this.plainGreedy) return 'argmax';
+    const isPending = ahead > 0;
+    const changes = this.changesLogits ? this.changed.changes(this.params, isPending) : undefined;
+    if (changes === null) return null;
+    const choice = { temperature, topK, topP, minP, changes };
+    if (temperature === 0) return { ...choice, uniform: 0 };
     while (this.peeked.length <= ahead) this.peeked.push(this.random());
-    return { temperature, topK, topP, minP, uniform: this.peeked[ahead] };
+    return { ...choice, uniform: this.peeked[ahead] };
   }
 
   /** Takes the token that a device drew by `draw(0)`, and its log-probability, as the next one. */
   take(token: number, logprob: number): Sampled {
     if (this.params.temperature > 0) this.uniform();
-    this.count(token);
+    this.changed.count(token);
     return { token, logprob, top: this.params.logprobs === null ? null : [] };
   }
 
@@ -112,33 +118,16 @@ export class Sampler {
     return this.peeked.shift() ?? this.random();
   }
 
-  private count(token: number): void {
-    this.generated.set(token, (this.generated.get(token) ?? 0) + 1);
-  }
-
   /** A sampler for a fork of this sequence: the same counts, a random stream of its own. */
   fork(sample: number, params: SamplingParams = this.params): Sampler {
-    const copy = new Sampler({ ...params, seed: mix(this.seed, 0x5bd1) }, sample, this.prompt);
-    for (const [token, count] of this.generated) copy.generated.set(token, count);
-    return copy;
+    const changed = this.changed.copy(params.logitBias);
+    return new Sampler({ ...params, seed: mix(this.seed, 0x5bd1) }, sample, changed);
   }
 
   private adjusted(logits: Float32Array, allowed: Uint8Array | null): Float32Array {
     if (!allowed && !this.changesLogits) return logits;
-    const p = this.params;
     const out = logits.slice();
-    for (const [token, bias] of p.logitBias) out[token] += bias;
-    if (p.repetitionPenalty !== 1) {
-      for (const token of this.prompt) penalize(out, token, p.repetitionPenalty);
-      for (const token of this.generated.keys()) {
-        if (!this.prompt.has(token)) penalize(out, token, p.repetitionPenalty);
-      }
-    }
-    if (p.presencePenalty !== 0 || p.frequencyPenalty !== 0) {
-      for (const [token, count] of this.generated) {
-        out[token] -= p.presencePenalty + p.frequencyPenalty * count;
-      }
-    }
+    if (this.changesLogits) this.changed.apply(out, this.params);
     if (allowed) {
       for (let i = 0; i < out.length; i++) if (allowed[i] === 0) out[i] = Number.NEGATIVE_INFINITY;
     }
@@ -152,10 +141,6 @@ function mix(seed: number, sample: number): number {
   let z = (seed | 0) ^ Math.imul(high, 0x85ebca6b) ^ Math.imul(sample + 1, 0x9e3779b1);
   z = Math.imul(z ^ (z >>> 15), 0x2c1b3c6d);
   return (z ^ (z >>> 13)) >>> 0;
-}
-
-function penalize(logits: Float32Array, token: number, penalty: number): void {
-  logits[token] = logits[token] > 0 ? logits[token] / penalty : logits[token] * penalty;
 }
 
 function largest(logits: Float32Array): number {

@@ -5,11 +5,13 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
+import { CHANGES_MAX, type LogitChanges } from '../../src/backend/backend.ts';
 import { randomStream } from '../../src/base/math.ts';
 import { drawToken } from '../../src/engine/draw.ts';
 import { Sampler, topLogprobs } from '../../src/engine/sampler.ts';
 import { type SamplingOptions, samplingParams } from '../../src/engine/sampling-params.ts';
 import { StopStrings } from '../../src/engine/stop-strings.ts';
+import { changeLogits } from '../helpers/change-logits.ts';
 
 const VOCAB = 40;
 
@@ -208,18 +210,32 @@ test('what a device draws uses the random stream as sample does, once a token', 
   }
 });
 
+test('a device draws from changed logits as sample does, with a token that is not known yet', () => {
+  const options = { logitBias: { 3: 1.5 }, repetitionPenalty: 1.3, presencePenalty: 0.2 };
+  for (const temperature of [0, 0.8]) {
+    const all = { ...options, frequencyPenalty: 0.3, temperature, seed: 4 };
+    const [host, device] = [sampler(all, [1, 2, 2]), sampler(all, [1, 2, 2])];
+    let own = 0;
+    for (let at = 0; at < 40; at++) {
+      const logits = randomLogits(at);
+      // The first token is known; the others are still under way when the next is asked for.
+      const draw = device.draw(at === 0 ? 0 : 1);
+      assert.ok(draw !== null && draw !== 'argmax');
+      const changed = logits.slice();
+      changeLogits(changed, draw.changes as LogitChanges, own);
+      if (at > 0) device.take(own, 0);
+      const best = Math.max(...changed);
+      own =
+        temperature === 0 ? changed.indexOf(best) : drawToken(changed, best, draw, draw.uniform);
+      assert.equal(own, host.sample(logits, argmax(logits), logSumExp(logits)).token);
+    }
+  }
+});
+
 test('a device draws only what needs no more than a row of its logits', () => {
   assert.equal(sampler({}).draw(0), 'argmax');
   assert.equal(sampler({ logprobs: 0 }).draw(1), 'argmax');
-  const needsMore: SamplingOptions[] = [
-    { logprobs: 1 },
-    { logitBias: { 1: 1 } },
-    { repetitionPenalty: 1.1 },
-    { presencePenalty: 0.1 },
-    { frequencyPenalty: 0.1 },
-  ];
-  for (const options of needsMore) {
-    assert.equal(sampler(options).draw(0), null);
-    assert.equal(sampler({ ...options, temperature: 1 }).draw(0), null);
-  }
+  assert.equal(sampler({ logprobs: 1 }).draw(0), null);
+  const prompt = Array.from({ length: CHANGES_MAX + 1 }, (_, token) => token);
+  assert.equal(sampler({ repetitionPenalty: 1.1 }, prompt).draw(0), null);
 });

@@ -8,6 +8,7 @@ import assert from 'node:assert/strict';
 import type { RowDraw, Runner, StepInput, StepOutput } from '../../src/backend/backend.ts';
 import { drawToken } from '../../src/engine/draw.ts';
 import type { HostKv } from '../../src/kvcache/host-cache.ts';
+import { changeLogits } from './change-logits.ts';
 
 export interface PipelineOptions {
   /** Turns of the event loop that each step takes. */
@@ -163,7 +164,7 @@ export class PipelinedRunner implements Runner {
     const rowOf = (row: number) => logits.subarray(row * this.vocab, (row + 1) * this.vocab);
     const drawn = argmax.map((best, row) => {
       const draw = input.draws?.[row] ?? null;
-      return draw === null ? best : drawToken(rowOf(row), rowOf(row)[best], draw, draw.uniform);
+      return draw === null ? best : drawRow(rowOf(row), draw, tokens[input.logitRows[row]]);
     });
     this.#drawn = drawn.slice();
     const result: Result = {
@@ -190,9 +191,20 @@ export class PipelinedRunner implements Runner {
   }
 }
 
-function checkDraw({ temperature, topK, topP, minP, uniform }: RowDraw): void {
-  assert.ok(temperature > 0 && topK >= 0 && topP > 0 && topP <= 1 && minP >= 0 && minP <= 1);
+function checkDraw({ temperature, topK, topP, minP, uniform, changes }: RowDraw): void {
+  assert.ok(temperature > 0 || changes !== undefined, 'a largest logit needs no draw');
+  assert.ok(topK >= 0 && topP > 0 && topP <= 1 && minP >= 0 && minP <= 1);
   assert.ok(uniform >= 0 && uniform < 1);
+  assert.equal(new Set(changes?.tokens).size, changes?.tokens.length ?? 0, 'tokens are distinct');
+}
+
+/** @param own the row's token */
+function drawRow(logits: Float32Array, draw: RowDraw, own: number): number {
+  const changed = logits.slice();
+  if (draw.changes) changeLogits(changed, draw.changes, own);
+  const best = changed.reduce((a, b) => Math.max(a, b));
+  if (draw.temperature === 0) return changed.indexOf(best);
+  return drawToken(changed, best, draw, draw.uniform);
 }
 
 function poison(result: Result | undefined): void {

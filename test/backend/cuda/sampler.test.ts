@@ -18,6 +18,7 @@ import type { NvrtcLibrary } from '../../../src/backend/cuda/signatures.ts';
 import { kernelSources } from '../../../src/backend/cuda/variants.ts';
 import { randomStream } from '../../../src/base/math.ts';
 import { drawToken } from '../../../src/engine/draw.ts';
+import { changeLogits } from '../../helpers/change-logits.ts';
 import { findCompiler } from '../../helpers/nvrtc.ts';
 import { SamplerBed } from '../../helpers/sampler-bed.ts';
 
@@ -97,23 +98,6 @@ function randomChanges(
     pending: count % 3 !== 0,
     ...{ repetitionPenalty: 1.5, presencePenalty: 0.5, frequencyPenalty: 0.25 },
   };
-}
-
-/** As engine/sampler.ts does it. */
-function changeLogits(logits: Float32Array, changes: LogitChanges, pending: number): void {
-  const all = Array.from(changes.tokens, (token, i) => ({
-    ...{ token, bias: changes.bias[i], inPrompt: changes.inPrompt[i] === 1 },
-    count: changes.counts[i] + (changes.pending && token === pending ? 1 : 0),
-  }));
-  if (changes.pending && !changes.tokens.includes(pending)) {
-    all.push({ token: pending, bias: 0, inPrompt: false, count: 1 });
-  }
-  for (const { token, bias, inPrompt, count } of all) {
-    logits[token] += bias;
-    const repetition = changes.repetitionPenalty;
-    if (inPrompt || count > 0) logits[token] *= logits[token] > 0 ? 1 / repetition : repetition;
-    if (count > 0) logits[token] -= changes.presencePenalty + changes.frequencyPenalty * count;
-  }
 }
 
 /** How far `uniform` is from the part of [0, 1) in which `token` is drawn, by float64 sums. */
