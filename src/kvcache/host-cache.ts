@@ -178,8 +178,8 @@ export class HostCache {
   }
 
   /**
-   * The first `count` chunks of a leaf's path, made where they are missing. Evictions go from leaf to leaf nearby, so
-   * that what the last one followed is mostly the way of the next one too.
+   * The first `count` chunks of a leaf's path, made where they are missing. Evictions go from leaf
+   * to leaf nearby, so that what the last one followed is mostly the way of the next one too.
    */
   #follow(leaf: TreeNode, count: number): Chunk[] {
     const size = this.#pageSize;
