@@ -1,6 +1,6 @@
 /*
  * What a block of threads needs to draw from one row of logits: loads, sums and prefix sums over
- * the block, and draws that work on the row in place, however many tokens are kept.
+ * the block, and the draw without cuts, by ascending id.
  */
 #pragma once
 
@@ -182,97 +182,4 @@ __device__ int draw_any(const Row& r) {
   return pick_by_id(
       r, [&](float v) { return r.weight(v); },
       [&](double total) { return r.draw.uniform * total; });
-}
-
-/* A place in the order of logits: all larger ones have the measure `above`. */
-struct Cut {
-  u32 order;
-  double above;
-};
-
-/* Places that one pass over the row looks at. */
-constexpr int kPivots = 7;
-
-/*
- * The largest logit from which on the tokens' measure (mass, or their number) reaches `target`,
- * or passes it; the lowest in range if it never does. Narrows the interval eightfold in each pass.
- */
-template <class Measure>
-__device__ Cut search_cut(const Row& r, Measure measure, double target, bool passes) {
-  u64 low = order_of(r.best - r.draw.range / r.draw.scale * 1.001f), high = order_of(r.best);
-  double above = 0.0;
-  while (low < high) {
-    const u64 span = high - low + 1;
-    u32 pivot[kPivots];
-    float sums[kPivots];
-#pragma unroll
-    for (int p = 0; p < kPivots; p++) {
-      pivot[p] = static_cast<u32>(low + span * (p + 1) / (kPivots + 1));
-      sums[p] = 0.0f;
-    }
-    r.each([&](float v, int) {
-      const float m = measure(v);
-      const u32 order = order_of(v);
-#pragma unroll
-      for (int p = 0; p < kPivots; p++) sums[p] += order >= pivot[p] ? m : 0.0f;
-    });
-    u64 next_low = low, next_high = high;
-    double next_above = above;
-    bool decided = false;
-#pragma unroll
-    for (int p = kPivots - 1; p >= 0; p--) {
-      const double sum = block_sum(sums[p]);
-      if (decided || pivot[p] == low) continue;
-      if (passes ? sum > target : sum >= target) {
-        next_low = pivot[p];
-        decided = true;
-      } else {
-        next_high = pivot[p] - 1;
-        next_above = sum;
-      }
-    }
-    low = next_low;
-    high = next_high;
-    above = next_above;
-  }
-  return {static_cast<u32>(low), above};
-}
-
-/* Top-k, then top-p of what it keeps, then the draw, for more tokens than a list holds. */
-__device__ int draw_by_search(Row& r) {
-  const auto mass = [&](float v) { return r.weight(v); };
-  const auto number = [&](float v) { return r.in_range(v) ? 1.0f : 0.0f; };
-  Cut cut = {0, 0.0};
-  double equals = kNoIndex; /* tokens kept of those with the cut's logit */
-  double whole = r.whole;
-  if (r.draw.top_k > 0) {
-    cut = search_cut(r, number, r.draw.top_k, false);
-    float sum = 0.0f, same = 0.0f;
-    r.each([&](float v, int) {
-      const u32 order = order_of(v);
-      if (order > cut.order) sum += r.weight(v);
-      if (order == cut.order) same += number(v);
-    });
-    equals = fmin(block_sum(same), r.draw.top_k - cut.above);
-    cut.above = block_sum(sum);
-    whole = cut.above + equals * r.weight(logit_of(cut.order));
-  }
-  double kept = whole;
-  if (r.draw.top_p < 1.0) {
-    const u32 before = cut.order;
-    const double target = r.draw.top_p * whole;
-    cut = search_cut(r, mass, target, false);
-    const double weight = r.weight(logit_of(cut.order));
-    const double wanted = weight > 0.0 ? fmax(1.0, ceil((target - cut.above) / weight)) : 1.0;
-    equals = cut.order == before ? fmin(wanted, equals) : wanted;
-    kept = cut.above + equals * weight;
-  }
-  const double target = r.draw.uniform * kept;
-  Cut drawn = search_cut(r, mass, target, true);
-  if (drawn.order < cut.order) drawn = cut;
-  const double weight = r.weight(logit_of(drawn.order));
-  double place = weight > 0.0 ? fmax(0.0, floor((target - drawn.above) / weight)) : 0.0;
-  if (drawn.order == cut.order) place = fmin(place, equals - 1.0);
-  const auto same = [&](float v) { return order_of(v) == drawn.order ? 1.0f : 0.0f; };
-  return pick_by_id(r, same, [&](double total) { return fmin(place, total - 1.0); });
 }

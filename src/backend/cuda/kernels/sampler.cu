@@ -5,7 +5,7 @@
  * step's inputs, so that it can be handed in before the host has seen them.
  */
 #include "common.cuh"
-#include "sampler-search.cuh"
+#include "sampler-cuts.cuh"
 
 /*
  * A step's inputs out of pinned memory, which a kernel reads sooner than a copy would begin:
@@ -127,129 +127,8 @@ extern "C" __global__ void __launch_bounds__(kStatsThreads)
   results[row] = {index, s.best + logf(s.sum), index, s.best};
 }
 
-/* By descending logit the token's place, by id among equals; the order of a draw with cuts. */
-__device__ __forceinline__ u64 sort_key(float logit, int id) {
-  return static_cast<u64>(~order_of(logit)) << 32 | static_cast<u32>(id);
-}
-
-/* Ascending bitonic sort of n (a power of two) shared elements by the whole block. */
-template <class T>
-__device__ void block_sort(T* values, int n) {
-  for (int size = 2; size <= n; size *= 2) {
-    for (int stride = size / 2; stride > 0; stride /= 2) {
-      __syncthreads();
-      for (int i = threadIdx.x; i < n / 2; i += kDrawThreads) {
-        const int low = 2 * i - i % stride, high = low + stride;
-        const T a = values[low], b = values[high];
-        if ((a > b) == ((low & size) == 0)) {
-          values[low] = b;
-          values[high] = a;
-        }
-      }
-    }
-  }
-  __syncthreads();
-}
-
-/* Tokens that may be kept, if they are so few. */
-constexpr int kListMax = 2048;
 /* Changes of a row's logits. */
 constexpr int kChangesMax = 1024;
-
-struct Shared {
-  union {
-    u32 maxima[kDrawThreads];
-    u64 list[kListMax];
-  };
-  double running[kListMax]; /* mass up to and with each element of the sorted list */
-  int count;
-  int first; /* result of a search for the first place */
-};
-
-/*
- * A logit that at most a few more than the kept tokens reach: every thread's largest logit is one
- * of as many tokens, so that the k-th largest of these is no larger than the k-th of all, and so
- * with the mass. False where that needs more tokens than there are threads.
- */
-__device__ bool find_floor(Shared& sh, Row& r, float& floor) {
-  float top = -kFloatMax, mass = 0.0f;
-  r.each([&](float v, int) {
-    top = fmaxf(top, v);
-    mass += r.weight(v);
-  });
-  if (r.draw.top_k == 0) r.whole = block_sum(mass);
-  sh.maxima[threadIdx.x] = ~order_of(top);
-  if (threadIdx.x == 0) sh.first = kDrawThreads;
-  block_sort(sh.maxima, kDrawThreads);
-  const float mine = logit_of(~sh.maxima[threadIdx.x]);
-  int place = r.draw.top_k - 1;
-  if (r.draw.top_k == 0) {
-    double total;
-    const double before = block_scan(r.weight(mine), total);
-    if (before + r.weight(mine) >= r.draw.top_p * r.whole) atomicMin(&sh.first, threadIdx.x);
-    __syncthreads();
-    place = sh.first;
-  }
-  const bool found = place < kDrawThreads;
-  if (found) floor = logit_of(~sh.maxima[place]);
-  __syncthreads();
-  return found;
-}
-
-/* Collects the tokens from `floor` on in order; false where they are none or too many. */
-__device__ bool collect(Shared& sh, const Row& r, float floor) {
-  if (threadIdx.x == 0) sh.count = 0;
-  __syncthreads();
-  r.each([&](float v, int id) {
-    if (!(v >= floor) || !r.in_range(v)) return;
-    const int at = atomicAdd(&sh.count, 1);
-    if (at < kListMax) sh.list[at] = sort_key(v, id);
-  });
-  __syncthreads();
-  const int count = sh.count;
-  if (count == 0 || count > kListMax) return false;
-  int padded = 2;
-  while (padded < count) padded *= 2;
-  for (int i = count + threadIdx.x; i < padded; i += kDrawThreads) sh.list[i] = ~0ull;
-  block_sort(sh.list, padded);
-  return true;
-}
-
-/* The first place below `count` whose running mass passes `target`, else the last. */
-__device__ int first_passing(Shared& sh, int count, double target, bool or_equal) {
-  if (threadIdx.x == 0) sh.first = count - 1;
-  __syncthreads();
-  for (int i = threadIdx.x; i < count; i += kDrawThreads) {
-    if (or_equal ? sh.running[i] >= target : sh.running[i] > target) atomicMin(&sh.first, i);
-  }
-  __syncthreads();
-  const int first = sh.first;
-  __syncthreads();
-  return first;
-}
-
-/* Cuts the sorted list by top-k and top-p and draws from what is left. */
-__device__ int draw_from_list(Shared& sh, Row& r) {
-  constexpr int kEach = kListMax / kDrawThreads;
-  int kept = sh.count;
-  if (r.draw.top_k > 0) kept = min(kept, r.draw.top_k);
-  double own[kEach], sum = 0.0, total;
-#pragma unroll
-  for (int k = 0; k < kEach; k++) {
-    const int i = threadIdx.x * kEach + k;
-    const bool in = i < kept;
-    own[k] = in ? r.weight(logit_of(~static_cast<u32>(sh.list[i] >> 32))) : 0.0f;
-    sum += own[k];
-  }
-  double before = block_scan(sum, total);
-#pragma unroll
-  for (int k = 0; k < kEach; k++) sh.running[threadIdx.x * kEach + k] = before += own[k];
-  __syncthreads();
-  const double whole = r.draw.top_k > 0 ? sh.running[kept - 1] : r.whole;
-  kept = first_passing(sh, kept, r.draw.top_p * whole, true) + 1;
-  const int drawn = first_passing(sh, kept, r.draw.uniform * sh.running[kept - 1], false);
-  return static_cast<int>(static_cast<u32>(sh.list[drawn]));
-}
 
 /* What a token's logit has to undergo: engine/sampler.ts has the order. */
 struct Change {
@@ -313,13 +192,6 @@ __device__ int change_logits(Changed& old, Row& r, const volatile int* changes, 
   const int token = static_cast<int>(static_cast<u32>(best));
   r.best = r.logits[token];
   return token;
-}
-
-__device__ int draw_token(Shared& sh, Row& r) {
-  if (r.draw.top_k == 0 && r.draw.top_p >= 1.0) return draw_any(r);
-  float floor = 0.0f;
-  const bool few = find_floor(sh, r, floor) && collect(sh, r, floor);
-  return few ? draw_from_list(sh, r) : draw_by_search(r);
 }
 
 /*
