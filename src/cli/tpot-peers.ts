@@ -13,6 +13,8 @@ export interface OwnReading {
   readonly name: string;
   readonly mode: 'tree' | 'flat';
   readonly batch: number;
+  readonly unique_kv_tokens: number;
+  readonly flat_kv_tokens: number;
   readonly tpot_ms: number;
   readonly bound_ms: number;
   readonly device_bound_ms?: number;
@@ -34,6 +36,9 @@ export interface JoinedRow {
   readonly shape: string;
   readonly name: string;
   readonly batch: number;
+  /** Context tokens of all requests, and how many of them are different ones. */
+  readonly flat_kv_tokens: number;
+  readonly unique_kv_tokens: number;
   readonly bound_ms: number;
   readonly device_bound_ms: number | null;
   readonly tpot_ms: number;
@@ -97,6 +102,7 @@ export function join(
       const fastest = Math.min(...theirs.map(({ tpot_ms }) => tpot_ms));
       return {
         ...{ shape: row.shape, name: row.name, batch: row.batch },
+        ...{ flat_kv_tokens: row.flat_kv_tokens, unique_kv_tokens: row.unique_kv_tokens },
         ...{ bound_ms: row.bound_ms, device_bound_ms: row.device_bound_ms ?? null },
         ...{ tpot_ms: row.tpot_ms, flat_ms: flat?.tpot_ms ?? null },
         joule_per_token: row.joule_per_token,
@@ -130,23 +136,36 @@ export function joinedTable(rows: readonly JoinedRow[]): string {
   return table([...head, 'own bound', 'ratio', 'J/token', ...joules], cells);
 }
 
+/** Shared cases of more context than this are named apart: there sharing decides. */
+const LONG_CONTEXT = 256_000;
+
 /** Geometric means over the rows that have what is compared. */
 export function summaryLines(rows: readonly JoinedRow[]): string[] {
-  const mean = (values: readonly number[]): string =>
-    `${Math.exp(values.reduce((sum, x) => sum + Math.log(x), 0) / values.length).toFixed(2)}x`;
   const lines: string[] = [];
   for (const shape of new Set(rows.map((row) => row.shape))) {
     const own = rows.filter((row) => row.shape === shape);
-    const faster = own.flatMap((row) => (row.faster === null ? [] : [row.faster]));
-    const device = own.flatMap(({ tpot_ms, device_bound_ms: bound }) =>
-      bound === null ? [] : [tpot_ms / bound],
+    const long = own.filter(
+      ({ flat_kv_tokens: flat, unique_kv_tokens: unique }) => flat > LONG_CONTEXT && flat > unique,
     );
-    const parts = [`TPOT / bound ${mean(own.map((row) => row.tpot_ms / row.bound_ms))}`];
-    if (device.length > 0) parts.push(`/ this device's bound ${mean(device)}`);
-    if (faster.length > 0) parts.push(`fastest peer / TPOT ${mean(faster)}`);
-    lines.push(`${shape}, geometric means of ${own.length} scenarios: ${parts.join(', ')}`);
+    lines.push(meansLine(`${shape}, geometric means`, own));
+    if (long.length > 0) lines.push(meansLine('  shared, over 256k tokens in all', long));
   }
   return lines;
+}
+
+function meansLine(title: string, rows: readonly JoinedRow[]): string {
+  const mean = (values: readonly number[]): string =>
+    `${Math.exp(values.reduce((sum, x) => sum + Math.log(x), 0) / values.length).toFixed(2)}x`;
+  const faster = rows.flatMap((row) => (row.faster === null ? [] : [row.faster]));
+  const device = rows.flatMap(({ tpot_ms, device_bound_ms: bound }) =>
+    bound === null ? [] : [tpot_ms / bound],
+  );
+  const flat = rows.flatMap((row) => (row.flat_ms === null ? [] : [row.flat_ms / row.tpot_ms]));
+  const parts = [`TPOT / bound ${mean(rows.map((row) => row.tpot_ms / row.bound_ms))}`];
+  if (device.length > 0) parts.push(`TPOT / own bound ${mean(device)}`);
+  if (flat.length > 0) parts.push(`flat / TPOT ${mean(flat)} (${flat.length})`);
+  if (faster.length > 0) parts.push(`fastest peer / TPOT ${mean(faster)} (${faster.length})`);
+  return `${title} of ${rows.length} scenarios: ${parts.join(', ')}`;
 }
 
 function readInput(path: string): string {

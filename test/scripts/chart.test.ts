@@ -11,6 +11,8 @@ const row = (shared: number, batch: number, ours: number, theirs: number): Joine
   shape: 'qwen3-4b',
   name: `shared-${shared}-B${batch}`,
   batch,
+  flat_kv_tokens: batch * shared,
+  unique_kv_tokens: shared,
   bound_ms: 1,
   device_bound_ms: 1,
   tpot_ms: ours,
