@@ -142,8 +142,8 @@ function kvPages(cuda: Cuda, pageBytes: number, options: RunnerOptions): number 
   if (pages === 0) {
     throw new FlashForgeError(
       'device',
-      `the model leaves ${mib(free)} MiB of the device's memory free, too little for a page of KV ` +
-        'cache: use a smaller model or --device cpu',
+      `the model leaves ${mib(free)} MiB of the device's memory free, too little for a page of ` +
+        'KV cache: use a smaller model or --device cpu',
     );
   }
   if (pages * pageBytes <= free) return pages;
