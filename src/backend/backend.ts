@@ -69,6 +69,8 @@ export interface StepInput {
 export interface StepOutput {
   /** (logitRows, vocab). Not there any more once the next step was handed in. */
   readonly logits: Float32Array;
+  /** One row of them, where that costs less than all; valid as long, and until it is asked again. */
+  readonly logitsOf?: ((row: number) => Float32Array) | undefined;
   /** (logitRows) index of the largest logit; the lowest index among equals. */
   readonly argmax: Int32Array;
   /** (logitRows) natural log of the sum of exp(logit). */

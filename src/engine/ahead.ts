@@ -58,8 +58,9 @@ function answerOf(batch: Batch, output: StepOutput, row: number): LogitsRow {
   const { drawn, drawnLogit } = output;
   const isDrawn = batch.answers[row].isDrawn && drawn !== undefined && drawnLogit !== undefined;
   return {
-    // Read only when asked for: a device copies all logits then.
+    // Read only when asked for: a device copies logits then.
     get logits() {
+      if (output.logitsOf) return output.logitsOf(row);
       const vocab = output.logits.length / batch.answers.length;
       return output.logits.subarray(row * vocab, (row + 1) * vocab);
     },

@@ -124,6 +124,7 @@ test('a fault on the device rejects steps under way and later ones; disposal wor
 test('logits are there until the next step is handed in', async () => {
   const { runner, input } = await fakeRunner();
   const first = await runner.step(input);
+  assert.equal(first.logitsOf?.(1).length, CONFIG.vocab);
   assert.equal(first.logits.length, 2 * CONFIG.vocab);
   const second = await runner.step(input);
   const third = runner.step(input);

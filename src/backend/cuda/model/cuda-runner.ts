@@ -168,16 +168,17 @@ export class CudaRunner implements Runner {
     if (failure !== undefined) throw failure;
     attention.raise(slot.abortCode, stream);
     slot.takeResults(count);
-    let logits: Float32Array | undefined;
-    const read = (): Float32Array => {
+    const read = (begin: number, rows: number): Float32Array => {
       assert(this.#serial === serial, 'logits are gone once the next step is handed in');
-      return this.#readLogits(count);
+      return this.#readLogits(begin, rows, count);
     };
+    let logits: Float32Array | undefined;
     return {
       get logits() {
-        logits ??= read();
+        logits ??= read(0, count);
         return logits;
       },
+      logitsOf: (row) => read(row, 1),
       argmax: slot.argmax.subarray(0, count),
       logSumExp: slot.logSumExp.subarray(0, count),
       drawn: slot.drawn.subarray(0, count),
@@ -204,18 +205,21 @@ export class CudaRunner implements Runner {
     }
   }
 
-  /** (count, vocab), valid until it is called again. */
-  #readLogits(count: number): Float32Array {
+  /** (rows, vocab) of the step's (count, vocab), valid until these rows are read again. */
+  #readLogits(begin: number, rows: number, count: number): Float32Array {
     const { cuda, stream, buffers, model } = this.#parts;
-    const length = count * model.config.vocab;
-    if (!this.#logitsStaging || this.#logitsStaging.bytes < length * 4) {
+    const rowBytes = model.config.vocab * 4;
+    if (!this.#logitsStaging || this.#logitsStaging.bytes < count * rowBytes) {
       this.#logitsStaging?.free();
-      this.#logitsStaging = cuda.pinned(length * 4);
+      this.#logitsStaging = cuda.pinned(count * rowBytes);
     }
     const staging = this.#logitsStaging;
-    if (length > 0) cuda.downloadAsync(staging, buffers.logits.address, length * 4, stream);
+    const at = begin * rowBytes;
+    const to = { ...staging, address: staging.address + BigInt(at) };
+    const from = buffers.logits.address + BigInt(at);
+    if (rows > 0) cuda.downloadAsync(to, from, rows * rowBytes, stream);
     stream.synchronize();
-    return new Float32Array(staging.buffer, 0, length);
+    return new Float32Array(staging.buffer, at, rows * model.config.vocab);
   }
 
   async dispose(): Promise<void> {
