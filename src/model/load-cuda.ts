@@ -14,7 +14,6 @@ import { DecoderKernels } from '../backend/cuda/model/cuda-ops.ts';
 import { CudaRunner } from '../backend/cuda/model/cuda-runner.ts';
 import { CudaHostKv, type HostMemory, pinHostMemory } from '../backend/cuda/model/kv-offload.ts';
 import { Sampler } from '../backend/cuda/model/sampler.ts';
-import { openWays } from '../backend/cuda/model/tune.ts';
 import { WeightUpload } from '../backend/cuda/model/weight-upload.ts';
 import { openEnergyMeter } from '../backend/cuda/nvml.ts';
 import { defaultCudaProfile } from '../backend/cuda/profile.ts';
