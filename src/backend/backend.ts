@@ -69,7 +69,7 @@ export interface StepInput {
 export interface StepOutput {
   /** (logitRows, vocab). Not there any more once the next step was handed in. */
   readonly logits: Float32Array;
-  /** One row of them, where that costs less than all; valid as long, and until it is asked again. */
+  /** One row of them, where that costs less than all; valid as long, until it is asked again. */
   readonly logitsOf?: ((row: number) => Float32Array) | undefined;
   /** (logitRows) index of the largest logit; the lowest index among equals. */
   readonly argmax: Int32Array;
