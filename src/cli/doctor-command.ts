@@ -13,6 +13,7 @@ import { nvrtcVersion } from '../backend/cuda/nvrtc.ts';
 import { cacheFolder } from '../base/env.ts';
 import { FlashForgeError } from '../base/errors.ts';
 import { DEFAULT_MODEL, resolveDefaultModel } from '../checkpoint/reference.ts';
+import { keptProfiles } from '../plan/profile-store.ts';
 import { type Command, JSON_OPTION } from './command.ts';
 
 /** `ok` false = this machine does without. */
@@ -48,6 +49,7 @@ export const doctorCommand: Command = {
         const { path } = await resolveDefaultModel({ offline: true });
         return path;
       }),
+      { what: 'cost profiles', ok: true, found: profilesText() },
       { what: 'cache', ok: true, found: cacheFolder() },
     ];
     const width = Math.max(...findings.map(({ what }) => what.length));
@@ -104,6 +106,13 @@ const providerFinding = (provider: ProviderChoice): Promise<Finding> =>
     const { kind, why } = await createProvider({ provider });
     return `${kind}: ${why}`;
   });
+
+/** What plans are made with here: measured costs that are kept. */
+function profilesText(): string {
+  const kept = keptProfiles().map(({ device, kernel }) => `${device} (${kernel})`);
+  if (kept.length === 0) return 'none yet: measured at first use, or by flashforge profile';
+  return `measured for ${kept.sort().join('; ')}`;
+}
 
 async function gpuText(): Promise<string> {
   const { info } = await Cuda.open();

@@ -41,6 +41,10 @@ const COMMANDS: Readonly<Record<string, { summary: string; load: () => Promise<C
     summary: 'plan the attention of a prefix tree and draw the schedule',
     load: async () => (await import('./plan-command.ts')).planCommand,
   },
+  profile: {
+    summary: 'measure what attention costs here: what plans are made with',
+    load: async () => (await import('./profile-command.ts')).profileCommand,
+  },
   'bench attention': {
     summary: 'measure the tree kernel against the flat one on workloads',
     load: async () => (await import('./bench-attention-command.ts')).benchAttentionCommand,

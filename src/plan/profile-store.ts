@@ -5,7 +5,15 @@
  * @module
  */
 import { createHash, randomBytes } from 'node:crypto';
-import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { dirname, join } from 'node:path';
 import { cacheFolder } from '../base/env.ts';
 import { profileProblem } from './cost-model.ts';
@@ -56,4 +64,20 @@ export function saveProfile(path: string, profile: CostProfile): void {
   } catch {
     if (existsSync(draft)) rmSync(draft);
   }
+}
+
+/** All profiles that are kept: for people who want to know what plans are made with. */
+export function keptProfiles(folder: string = cacheFolder()): CostProfile[] {
+  const at = join(folder, 'profiles');
+  if (!existsSync(at)) return [];
+  const kept: CostProfile[] = [];
+  for (const name of readdirSync(at).filter((file) => file.endsWith('.json'))) {
+    try {
+      const profile = JSON.parse(readFileSync(join(at, name), 'utf8')) as CostProfile;
+      if (profileProblem(profile) === undefined) kept.push(profile);
+    } catch {
+      // Damaged: whoever needs it measures again.
+    }
+  }
+  return kept;
 }

@@ -9,7 +9,12 @@ import { dirname, join } from 'node:path';
 import { after, test } from 'node:test';
 import { defaultProfile } from '../../src/plan/default-profile.ts';
 import type { CostProfile } from '../../src/plan/plan.ts';
-import { profilePath, readProfile, saveProfile } from '../../src/plan/profile-store.ts';
+import {
+  keptProfiles,
+  profilePath,
+  readProfile,
+  saveProfile,
+} from '../../src/plan/profile-store.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'flashforge-profiles-'));
 after(() => rmSync(folder, { recursive: true, force: true }));
@@ -55,6 +60,10 @@ test('what is damaged, not finite or of another device is not taken', () => {
     writeFileSync(path, content);
     assert.equal(readProfile(path, key), null, content.slice(0, 60));
   }
+  writeFileSync(path, broken[2]);
+  assert.deepEqual(keptProfiles(folder), [], 'nor listed');
+  saveProfile(path, profile);
+  assert.deepEqual(keptProfiles(folder), [profile]);
 });
 
 test('a folder that cannot be written costs nothing but the file', () => {

@@ -1,10 +1,29 @@
 /**
- * The cost profile of the attention kernel that planning starts from: a multiprocessor's share of
- * the measured read bandwidth, and what its tensor cores take for tiles of 64 or 128 vectors.
+ * The cost profile that plans for a CUDA device are made with: measured by a few short launches
+ * of the attention kernel when a device, driver, kernel source and variant are first used, and
+ * kept in the cache folder.
  * @module
  */
+import { createHash } from 'node:crypto';
 import type { CostProfile } from '../../plan/plan.ts';
-import { type AttentionSpec, GROUP_VECTORS, type Variant } from './variants.ts';
+import {
+  type ProfileKey,
+  profilePath,
+  readProfile,
+  type StoredProfile,
+  saveProfile,
+} from '../../plan/profile-store.ts';
+import type { DeviceInfo } from './driver.ts';
+import type { KernelLoader } from './kernel-loader.ts';
+import { fitProfile } from './profile-fit.ts';
+import { TrialRunner } from './profile-trials.ts';
+import {
+  type AttentionSpec,
+  GROUP_VECTORS,
+  kernelSources,
+  type Variant,
+  variantFor,
+} from './variants.ts';
 
 /** us for 64 vectors x 64 tokens x head_dim 128 by one group of warps, and by two at once. */
 const TILE_US = { alone: 0.9, both: 1.1 };
@@ -15,7 +34,74 @@ const SEGMENT_US = 0.01;
 const PARTIAL_BYTES_PER_US = 40_000;
 const MERGE_US = 5;
 
-/** A profile from the device's read bandwidth (bytes per us over all multiprocessors). */
+/** Changes when what is measured, or how costs follow from it, changes. */
+const VERSION = 1;
+
+/**
+ * The profile of a device for the head shape of `spec`: from the cache, else measured now, which
+ * takes a fraction of a second.
+ * @param options `force` measures even if there is one in the cache.
+ * @throws FlashForgeError 'device' for a shape that no variant covers, or too little memory.
+ */
+export function cudaProfile(
+  loader: KernelLoader,
+  spec: AttentionSpec,
+  options: {
+    readonly force?: boolean | undefined;
+    readonly log?: ((message: string) => void) | undefined;
+  } = {},
+): StoredProfile {
+  const { info } = loader.cuda;
+  const variant = variantFor(spec, info.arch);
+  const key = profileKey(info, spec, variant);
+  const path = profilePath(key);
+  const kept = options.force ? null : readProfile(path, key);
+  if (kept !== null) return { profile: kept, path, measured: false };
+  options.log?.('measuring the attention kernel');
+  const profile = measureProfile(loader, spec, key);
+  saveProfile(path, profile);
+  return { profile, path, measured: true };
+}
+
+/** The profile that was kept for a device and head shape, and where; null if there is none. */
+export function keptCudaProfile(
+  info: DeviceInfo,
+  spec: AttentionSpec,
+): { readonly profile: CostProfile | null; readonly path: string } {
+  const key = profileKey(info, spec, variantFor(spec, info.arch));
+  const path = profilePath(key);
+  return { profile: readProfile(path, key), path };
+}
+
+function profileKey(info: DeviceInfo, spec: AttentionSpec, variant: Variant): ProfileKey {
+  const sources = createHash('sha256');
+  for (const [name, text] of kernelSources()) sources.update(`${name}\0${text}\0`);
+  const { headDim, dtype, groupSize } = spec;
+  return {
+    device: info.name,
+    kernel: `tree-attention ${info.arch}, head_dim ${headDim}, ${dtype}, group ${groupSize}`,
+    of: [
+      ...[VERSION, info.driverVersion, info.multiprocessors],
+      ...[JSON.stringify(variant.defines), sources.digest('hex')],
+    ],
+  };
+}
+
+function measureProfile(loader: KernelLoader, spec: AttentionSpec, key: ProfileKey): CostProfile {
+  const runner = new TrialRunner(loader, spec);
+  const { groupRows, taskRows } = runner.variant;
+  const tile = { groupSize: spec.groupSize, groupRows, taskRows };
+  try {
+    return { device: key.device, kernel: key.kernel, ...fitProfile(runner, tile) };
+  } finally {
+    runner.free();
+  }
+}
+
+/**
+ * A profile without a measurement, from the device's read bandwidth alone (bytes per us over all
+ * multiprocessors) and an H200's tiles: for tests and where nothing has been measured.
+ */
 export function defaultCudaProfile(
   { headDim, groupSize }: Pick<AttentionSpec, 'headDim' | 'groupSize'>,
   multiprocessors: number,
