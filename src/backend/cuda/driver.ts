@@ -8,6 +8,7 @@ import { FlashForgeError } from '../../base/errors.ts';
 import { LAUNCH_CONFIG_BYTES, packOverlapping } from './launch-config.ts';
 import { openDriver } from './libraries.ts';
 import type { Argument, DRIVER, DriverLibrary } from './signatures.ts';
+import { STICKY, statusText, versionText } from './statuses.ts';
 
 /** Oldest driver that runs what NVRTC 12 and 13 compile (12.4). */
 const DRIVER_VERSION_MIN = 12040;
@@ -24,13 +25,6 @@ const FUNCTION_SHARED_BYTES = 8;
 /** Flag of cuEventRecordWithFlags: a node of the graph that is being captured. */
 const EVENT_RECORD_EXTERNAL = 1;
 const STATUS_NOT_READY = 600;
-/** Of CUtensorMap: its size, 16-bit elements, the widest swizzle, 256 bytes a read of L2. */
-const TENSOR_MAP_BYTES = 128;
-const TENSOR_16_BITS = 1;
-const TENSOR_SWIZZLE_128 = 3;
-const TENSOR_PROMOTION_256 = 3;
-/** Statuses after which the context is unusable: faults, a lost device, one that others ended. */
-const STICKY = new Set([4, 46, 201, 214, 700, 702, 714, 715, 716, 717, 718, 709, 719, 720, 999]);
 /** More than CUDA takes for one kernel. */
 const ARGUMENT_BYTES_MAX = 4096;
 
@@ -98,10 +92,7 @@ export interface LaunchShape {
   readonly blocksY?: number;
   readonly threads: number;
   readonly sharedBytes?: number;
-  /**
-   * The kernel may start while the one before it in the stream still runs, and waits by itself
-   * (griddepcontrol) before it touches what that one works on.
-   */
+  /** It may start before the one before it ends, and waits by itself (griddepcontrol). */
   readonly overlaps?: boolean;
 }
 
@@ -187,7 +178,7 @@ export class Cuda {
   }
 
   #fail(name: keyof typeof DRIVER, status: number): never {
-    const message = `${name} failed: ${this.#statusText(status)}`;
+    const message = `${name} failed: ${statusText(this.#library, status)}`;
     if (STICKY.has(status)) {
       this.#lost = `the CUDA device can no longer be used (${message}); load the model again`;
       throw new FlashForgeError('device', this.#lost);
@@ -195,16 +186,9 @@ export class Cuda {
     throw new FlashForgeError('device', message);
   }
 
-  #statusText(status: number): string {
-    const text = (call: 'cuGetErrorName' | 'cuGetErrorString'): string => {
-      const out = new BigUint64Array(1);
-      if (this.#library.call[call](status, out) !== 0) return '';
-      const bytes = new Uint8Array(this.#library.viewOf(out[0], 160));
-      const end = bytes.indexOf(0);
-      return new TextDecoder().decode(bytes.slice(0, end < 0 ? bytes.length : end));
-    };
-    const name = text('cuGetErrorName');
-    return name === '' ? `status ${status}` : `${name} (${text('cuGetErrorString')})`;
+  /** Address of a typed array's first byte, for structures that point at others. */
+  addressOf(array: NodeJS.TypedArray): bigint {
+    return this.#library.addressOf(array);
   }
 
   /** A call whose first parameter receives an int. */
@@ -364,27 +348,6 @@ export class Cuda {
     );
   }
 
-  /**
-   * How TMA reads a matrix of 16-bit elements, (rows, columns) row after row: in tiles of
-   * `tileRows` x 64, with the 128-byte swizzle. 128 bytes, to be given to kernels as they are.
-   */
-  tensorMap(address: bigint, rows: number, columns: number, tileRows: number): Uint8Array {
-    const memory = new Uint8Array(new ArrayBuffer(TENSOR_MAP_BYTES * 2));
-    // The driver wants 64-byte alignment.
-    const skip = Number(-this.#library.addressOf(memory) & 63n);
-    const map = memory.subarray(skip, skip + TENSOR_MAP_BYTES);
-    this.check(
-      'cuTensorMapEncodeTiled',
-      ...[map, TENSOR_16_BITS, 2, address],
-      BigUint64Array.of(BigInt(columns), BigInt(rows)),
-      BigUint64Array.of(BigInt(columns * 2)),
-      Uint32Array.of(64, tileRows),
-      Uint32Array.of(1, 1),
-      ...[0, TENSOR_SWIZZLE_128, TENSOR_PROMOTION_256, 0],
-    );
-    return map;
-  }
-
   /** Records what `work` enqueues on `stream` as a graph. */
   capture(stream: Stream, work: () => void): Graph {
     this.check('cuStreamBeginCapture_v2', stream.handle, 2);
@@ -435,6 +398,3 @@ export class Cuda {
     }
   }
 }
-
-const versionText = (version: number): string =>
-  `${Math.floor(version / 1000)}.${Math.floor((version % 1000) / 10)}`;

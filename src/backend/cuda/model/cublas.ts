@@ -9,6 +9,7 @@ import { join } from 'node:path';
 import { FlashForgeError } from '../../../base/errors.ts';
 import type { Cuda, DeviceMemory, Stream } from '../driver.ts';
 import { libraryFolders } from '../libraries.ts';
+import type { MeasuredChoices } from './measured-choices.ts';
 
 /** A letter is a parameter: p pointer, handle or address; z 64-bit integer; i int. */
 const FUNCTIONS = {
@@ -78,6 +79,11 @@ interface Product {
   choices: readonly Uint8Array[];
 }
 
+const shapeName = (shape: ProductShape): string => {
+  const { rows, outputs, columns, input, output, accumulate } = shape;
+  return `${rows} ${outputs} ${columns} ${input} ${output} ${accumulate}`;
+};
+
 /** Folders that may hold cuBLASLt: where NVRTC is looked for, and the wheels beside. */
 export function cublasFolders(env?: Readonly<Record<string, string | undefined>>): string[] {
   const folders = libraryFolders(env);
@@ -89,7 +95,7 @@ export function cublasFolders(env?: Readonly<Record<string, string | undefined>>
   return [...new Set([...folders, ...beside])].filter((folder) => existsSync(folder));
 }
 
-async function openFunctions(): Promise<{ path: string; call: Functions }> {
+async function openFunctions(): Promise<{ path: string; version: number; call: Functions }> {
   const koffi = await import('koffi').then(
     (module) => module.default,
     (cause) => {
@@ -112,7 +118,8 @@ async function openFunctions(): Promise<{ path: string; call: Functions }> {
           [...letters].map((letter) => C_TYPES[letter]),
         ),
       ]);
-      return { path, call: Object.fromEntries(entries) as Functions };
+      const version = Number(library.func('cublasLtGetVersion', 'size_t', [])());
+      return { path, version, call: Object.fromEntries(entries) as Functions };
     } catch (error) {
       tried.push(`${path}: ${error instanceof Error ? error.message : String(error)}`);
     }
@@ -128,6 +135,7 @@ async function openFunctions(): Promise<{ path: string; call: Functions }> {
 export class CublasLt {
   /** Where the library was found. */
   readonly path: string;
+  readonly #version: number;
   readonly #call: Functions;
   readonly #handle: bigint;
   readonly #preference: bigint;
@@ -137,8 +145,9 @@ export class CublasLt {
   readonly #one = Float32Array.of(1);
   readonly #zero = Float32Array.of(0);
 
-  private constructor(cuda: Cuda, path: string, call: Functions) {
+  private constructor(cuda: Cuda, path: string, version: number, call: Functions) {
     this.path = path;
+    this.#version = version;
     this.#call = call;
     this.#handle = this.#create('cublasLtCreate');
     this.#preference = this.#create('cublasLtMatmulPreferenceCreate');
@@ -151,8 +160,8 @@ export class CublasLt {
 
   /** @throws FlashForgeError 'device' where cuBLASLt is not installed. */
   static async open(cuda: Cuda): Promise<CublasLt> {
-    const { path, call } = await openFunctions();
-    return new CublasLt(cuda, path, call);
+    const { path, version, call } = await openFunctions();
+    return new CublasLt(cuda, path, version, call);
   }
 
   #check(name: keyof typeof FUNCTIONS, args: Parameters<Call>): void {
@@ -195,9 +204,17 @@ export class CublasLt {
    * Measures the heuristic's choices for a shape and keeps the fastest, once for each shape.
    * `timeUs` runs the product as it will be used and returns its time.
    */
-  tune(shape: ProductShape, timeUs: () => number): void {
+  tune(shape: ProductShape, measured: MeasuredChoices, timeUs: () => number): void {
     const product = this.#product(shape);
     if (product.choices.length < 2) return;
+    const name = `cuBLASLt ${this.#version} ${shapeName(shape)}`;
+    const known = Buffer.from(measured.get(name) ?? '', 'base64');
+    if (known.length === ALGORITHM_BYTES) {
+      product.algorithm = new Uint8Array(new ArrayBuffer(ALGORITHM_BYTES));
+      product.algorithm.set(known);
+      product.choices = [];
+      return;
+    }
     let [best, bestUs] = [product.algorithm, Number.POSITIVE_INFINITY];
     for (const choice of product.choices) {
       product.algorithm = choice;
@@ -206,11 +223,11 @@ export class CublasLt {
     }
     product.algorithm = best;
     product.choices = [];
+    measured.set(name, Buffer.from(best).toString('base64'));
   }
 
   #product(shape: ProductShape): Product {
-    const { rows, outputs, columns, input, output, accumulate } = shape;
-    const key = `${rows} ${outputs} ${columns} ${input} ${output} ${accumulate}`;
+    const key = shapeName(shape);
     let product = this.#products.get(key);
     if (!product) {
       product = this.#describe(shape);

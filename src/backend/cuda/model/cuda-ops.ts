@@ -11,7 +11,10 @@ import type { Cuda, Kernel, Module } from '../driver.ts';
 import type { KernelLoader } from '../kernel-loader.ts';
 import { packArguments } from '../launch-arguments.ts';
 import { type CudaBuffers, type HalfType, INPUTS, type InputName } from './cuda-model.ts';
-import { type ProductParts, runProduct } from './products.ts';
+import { type ChainParts, layerPhases, outputPhase, qkvPhase } from './layer-chain.ts';
+import { LinearKernels, type LinearPhase } from './linear.ts';
+import type { MeasuredChoices } from './measured-choices.ts';
+import { runProduct } from './products.ts';
 
 const NAMES = [
   'ff_round',
@@ -53,8 +56,19 @@ export const decoderDefines = (
   FF_BF16: dtype === 'bf16' ? 1 : 0,
 });
 
+/** How a bucket's products are computed: by cuBLASLt one by one, or by our own kernel. */
+export interface Ways {
+  /** Everything from one attention to the next in one launch. */
+  readonly chained: boolean;
+  /** The logits' product. */
+  readonly ownOutput: boolean;
+}
+
 /** Everything that operations work with. */
-export interface CudaParts extends ProductParts {
+export interface CudaParts extends ChainParts {
+  /** By rows and by logit rows, once tune.ts has measured. */
+  readonly ways: { readonly [Name in keyof Ways]: Map<number, boolean> };
+  readonly choices: MeasuredChoices;
   readonly cuda: Cuda;
   readonly kernels: DecoderKernels;
   readonly attention: TreeAttention;
@@ -69,41 +83,58 @@ export const inputAddress = ({ inputs, maxRows }: CudaBuffers, name: InputName):
 
 export class CudaOps implements DecoderOps {
   readonly #parts: CudaParts;
+  /** The kernels here may start early, on devices that know how. */
+  readonly #overlaps: boolean;
   #rows = 0;
   #logitRows = 0;
+  #ways: Ways = { chained: false, ownOutput: false };
 
   constructor(parts: CudaParts) {
     this.#parts = parts;
+    this.#overlaps = LinearKernels.runsOn(parts.cuda.info.arch);
   }
 
-  /** Takes up a bucket: operations that follow compute so many rows. */
-  begin(rows: number, logitRows: number): void {
+  /** Takes up a bucket: operations that follow compute so many rows, in one of the ways. */
+  begin(rows: number, logitRows: number, ways?: Ways): void {
+    const { chained, ownOutput } = this.#parts.ways;
     this.#rows = rows;
     this.#logitRows = logitRows;
+    this.#ways = ways ?? {
+      chained: chained.get(rows) ?? false,
+      ownOutput: ownOutput.get(logitRows) ?? false,
+    };
   }
 
   embed(): void {
     const { model, buffers } = this.#parts;
-    this.#launch('ff_embed', { blocks: this.#rows, threads: THREADS.embed }, 'pppi', [
-      model.embed,
-      inputAddress(buffers, 'tokens'),
-      buffers.x.address,
-      model.config.hidden,
-    ]);
+    const addresses = [model.embed, inputAddress(buffers, 'tokens'), buffers.x.address];
+    const args = packArguments('pppi', [...addresses, model.config.hidden]);
+    this.#launch('ff_embed', { blocks: this.#rows, threads: THREADS.embed }, args);
   }
 
+  /** In a chain, the launch after the last layer's attention has done it already. */
   attentionInput(layer: number): void {
+    const { chained } = this.#ways;
+    if (chained && layer > 0) return;
     this.#norm(this.#parts.model.layers[layer].attnNorm, this.#rows, 0n);
-    runProduct(this.#parts, 'qkv', layer, this.#rows);
+    if (chained) this.#chain([qkvPhase(this.#parts, layer)], this.#rotation(layer));
+    else runProduct(this.#parts, 'qkv', layer, this.#rows);
   }
 
   rotateAndStore(layer: number): void {
+    if (this.#ways.chained) return;
+    const { heads, kvHeads } = this.#parts.model.config;
+    const warps = this.#rows * (heads + 2 * kvHeads);
+    const shape = { blocks: ceilDiv(warps, THREADS.rotate / 32), threads: THREADS.rotate };
+    this.#launch('ff_rotate_store', shape, this.#rotation(layer));
+  }
+
+  /** `struct Rotate`, packed. */
+  #rotation(layer: number): Uint8Array {
     const { model, buffers, kv, kvLayerBytes } = this.#parts;
     const { heads, kvHeads, normEpsilon } = model.config;
     const { qkvBias, qNorm, kNorm } = model.layers[layer];
-    const warps = this.#rows * (heads + 2 * kvHeads);
-    const blocks = ceilDiv(warps, THREADS.rotate / 32);
-    this.#launch('ff_rotate_store', { blocks, threads: THREADS.rotate }, ROTATE, [
+    return packArguments(ROTATE, [
       buffers.qkv.address,
       qkvBias,
       qNorm,
@@ -138,15 +169,20 @@ export class CudaOps implements DecoderOps {
   }
 
   attentionOutput(layer: number): void {
-    runProduct(this.#parts, 'o', layer, this.#rows);
+    const { layers } = this.#parts.model.config;
+    const rotation = layer + 1 < layers ? this.#rotation(layer + 1) : undefined;
+    if (this.#ways.chained) this.#chain(layerPhases(this.#parts, layer), rotation);
+    else runProduct(this.#parts, 'o', layer, this.#rows);
   }
 
   mlpInput(layer: number): void {
+    if (this.#ways.chained) return;
     this.#norm(this.#parts.model.layers[layer].mlpNorm, this.#rows, 0n);
     runProduct(this.#parts, 'gateUp', layer, this.#rows);
   }
 
   mlpOutput(layer: number): void {
+    if (this.#ways.chained) return;
     const { model, buffers } = this.#parts;
     const { intermediate } = model.config;
     const shape = {
@@ -155,7 +191,7 @@ export class CudaOps implements DecoderOps {
       threads: THREADS.swiglu,
     };
     const [gateUp, input] = [buffers.gateUp.address, buffers.input.address];
-    this.#launch('ff_swiglu', shape, 'ppi', [gateUp, input, intermediate]);
+    this.#launch('ff_swiglu', shape, packArguments('ppi', [gateUp, input, intermediate]));
     runProduct(this.#parts, 'down', layer, this.#rows);
   }
 
@@ -164,26 +200,30 @@ export class CudaOps implements DecoderOps {
     const count = this.#logitRows;
     if (count === 0) return;
     this.#norm(model.outputNorm, count, inputAddress(buffers, 'logitRows'));
-    runProduct(this.#parts, 'output', 0, count);
+    if (this.#ways.ownOutput) this.#chain([outputPhase(this.#parts)], undefined, count);
+    else runProduct(this.#parts, 'output', 0, count);
   }
 
   /** buffers.input = RMSNorm(x) * weight, of all rows or of those in `index`. */
   #norm(weight: bigint, rows: number, index: bigint): void {
     const { model, buffers } = this.#parts;
     const { hidden, normEpsilon } = model.config;
-    this.#launch('ff_rms_norm', { blocks: rows, threads: THREADS.norm }, 'ppppif', [
-      ...[buffers.x.address, weight, index, buffers.input.address],
-      ...[hidden, normEpsilon],
-    ]);
+    const addresses = [buffers.x.address, weight, index, buffers.input.address];
+    const args = packArguments('ppppif', [...addresses, hidden, normEpsilon]);
+    this.#launch('ff_rms_norm', { blocks: rows, threads: THREADS.norm }, args);
+  }
+
+  #chain(phases: readonly LinearPhase[], rotation?: Uint8Array, rows = this.#rows): void {
+    const { linear, model, stream } = this.#parts;
+    linear?.launch(phases, rows, model.config.normEpsilon, rotation, stream);
   }
 
   #launch(
     name: (typeof NAMES)[number],
     shape: { readonly blocks: number; readonly blocksY?: number; readonly threads: number },
-    letters: string,
-    values: readonly (number | bigint)[],
+    args: Uint8Array,
   ): void {
     const { cuda, kernels, stream } = this.#parts;
-    cuda.launch(kernels.get(name), shape, packArguments(letters, values), stream);
+    cuda.launch(kernels.get(name), { ...shape, overlaps: this.#overlaps }, args, stream);
   }
 }

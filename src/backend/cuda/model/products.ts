@@ -1,13 +1,11 @@
 /**
- * The dense products of a decoder: which matrix, input and output each has, and the measuring of
- * their algorithms for a number of rows.
+ * The dense products of a decoder: which matrix, input and output each has.
  * @module
  */
 
 import type { Stream } from '../driver.ts';
 import type { CublasLt, ProductShape, ProductTensors } from './cublas.ts';
 import type { CudaBuffers, CudaModel, DenseMatrix } from './cuda-model.ts';
-import type { StepTimer } from './step-timer.ts';
 
 export type ProductName = 'qkv' | 'o' | 'gateUp' | 'down' | 'output';
 
@@ -50,29 +48,4 @@ export function runProduct(
 ): void {
   const { shape, tensors } = productOf(parts, name, layer, rows);
   parts.cublas.run(shape, tensors, parts.stream);
-}
-
-/**
- * Picks the fastest algorithm of each product for so many rows. Each is timed over all layers in
- * turn, so that weights come from memory as in a step. It overwrites the step's tensors, the
- * residual stream too: call it before a step begins.
- */
-export function tuneProducts(
-  parts: ProductParts,
-  timer: StepTimer,
-  rows: number,
-  logitRows: number,
-): void {
-  const tune = (name: ProductName, layers: number, count: number): void => {
-    const { shape } = productOf(parts, name, 0, count);
-    parts.cublas.tune(shape, () =>
-      timer.graphUs(() => {
-        for (let layer = 0; layer < layers; layer++) runProduct(parts, name, layer, count);
-      }),
-    );
-  };
-  for (const name of ['qkv', 'o', 'gateUp', 'down'] as const) {
-    tune(name, parts.model.config.layers, rows);
-  }
-  if (logitRows > 0) tune('output', 1, logitRows);
 }

@@ -8,9 +8,9 @@ import type { DecoderOps } from '../../ops.ts';
 import type { Graph } from '../driver.ts';
 import { isGraphBucket } from './buckets.ts';
 import { CudaOps, type CudaParts } from './cuda-ops.ts';
-import { tuneProducts } from './products.ts';
 import type { Sampler } from './sampler.ts';
 import { StepTimer } from './step-timer.ts';
+import { tuneBucket } from './tune.ts';
 
 /** model/decoder.ts forward, handed in because backends know nothing of the model folder. */
 export type Forward = (ops: DecoderOps, layers: number) => void;
@@ -61,7 +61,7 @@ export class StepGraphs {
     const { stream } = this.#parts;
     const isOther = !isSame(kvTokens, bucket.kvTokens);
     if (bucket.steps++ === 0) {
-      tuneProducts(this.#parts, timer, rows, logitRows);
+      tuneBucket(this.#parts, this.#ops, timer, rows, logitRows);
       const read = this.#runEagerly(logitRows, timer);
       return () => keepTime(bucket, read(), kvTokens);
     }
