@@ -7,7 +7,7 @@ import { median } from '../base/math.ts';
 import { CostModel } from '../plan/cost-model.ts';
 import { defaultProfile, PLAN_SHAPES, type ProfileKind } from '../plan/default-profile.ts';
 import { DEFAULT_PLAN_OPTIONS, Planner, type ReusablePlan } from '../plan/make-plan.ts';
-import type { PlanOptions, PlanSpec } from '../plan/plan.ts';
+import type { CostProfile, PlanOptions, PlanSpec } from '../plan/plan.ts';
 import { taskCosts } from '../plan/task-cost.ts';
 import { type Workload, workloadBytes, workloadForest } from '../plan/workload.ts';
 import { type Command, JSON_OPTION } from './command.ts';
@@ -15,7 +15,7 @@ import { writeWhole } from './console.ts';
 import { type Chart, ganttSvg } from './gantt.ts';
 import { choiceOption, integerOption, usageError } from './parse-arguments.ts';
 import { table } from './table.ts';
-import { readWorkloadFile } from './workload-file.ts';
+import { readProfileFile, readWorkloadFile } from './workload-file.ts';
 
 /** Plans of one workload that are timed, after as many that are not; fewer where they are long. */
 const PLANS_TIMED = 40;
@@ -31,6 +31,11 @@ export const planCommand: Command = {
     { name: 'workload', value: 'FILE', help: 'JSON list of trees (see docs/planner.md); needed' },
     { name: 'workers', value: 'N', help: 'workers (default: cores; with --device cuda 132)' },
     { name: 'device', value: 'NAME', help: 'whose tiles and costs: cpu or cuda (default cpu)' },
+    {
+      name: 'profile',
+      value: 'FILE',
+      help: 'measured costs, from flashforge profile --json FILE (default: typical ones)',
+    },
     { name: 'svg', value: 'OUT', help: 'draw the schedule as a Gantt chart' },
     { name: 'flat', help: 'every request alone: no sharing' },
     { name: 'no-packing', help: 'every node in tasks of its own' },
@@ -56,14 +61,19 @@ export const planCommand: Command = {
       division: !given.has('no-division'),
       scheduling: !given.has('no-scheduling'),
     };
+    const file = given.text('profile');
+    const profile = file === undefined ? undefined : readProfileFile(file);
     const planned: PlannedWorkload[] = [];
     for (const workload of readWorkloadFile(path)) {
       // A turn of the event loop lets signals arrive.
       await new Promise((resolve) => setImmediate(resolve));
       context.signal.throwIfAborted();
-      planned.push(planWorkload(workload, device, workers, options));
+      planned.push(planWorkload(workload, device, workers, options, profile));
     }
     context.print(planTable(planned));
+    context.print(
+      `costs: ${profile ? `${profile.device}, ${profile.kernel}` : 'typical, not measured'}`,
+    );
     if (svg !== undefined) await writeWhole(svg, ganttSvg(planned.map(({ chart }) => chart)));
     await context.report(planReport(planned.map(({ row }) => row)));
   },
@@ -98,6 +108,7 @@ export function planWorkload(
   device: ProfileKind,
   workers: number,
   options: PlanOptions = DEFAULT_PLAN_OPTIONS,
+  profile: CostProfile = defaultProfile(device, workload.headDim),
 ): PlannedWorkload {
   const { pageSize, taskQueries } = PLAN_SHAPES[device];
   const groupSize = workload.queryHeads / workload.kvHeads;
@@ -108,7 +119,7 @@ export function planWorkload(
     pageSize,
     workers,
     taskRows: Math.max(1, Math.floor(taskQueries / groupSize)),
-    profile: defaultProfile(device, workload.headDim),
+    profile,
     options,
   };
   const { forest } = workloadForest(workload, pageSize, false);

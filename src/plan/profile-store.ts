@@ -16,6 +16,7 @@ import {
 } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { cacheFolder } from '../base/env.ts';
+import { FlashForgeError } from '../base/errors.ts';
 import { profileProblem } from './cost-model.ts';
 import type { CostProfile } from './plan.ts';
 
@@ -64,6 +65,28 @@ export function saveProfile(path: string, profile: CostProfile): void {
   } catch {
     if (existsSync(draft)) rmSync(draft);
   }
+}
+
+/**
+ * A profile from what `flashforge profile --json` wrote, or from a kept file.
+ * @throws FlashForgeError 'input' with what makes it unusable.
+ */
+export function parseProfile(text: string): CostProfile {
+  let json: unknown;
+  try {
+    json = JSON.parse(text);
+  } catch (error) {
+    throw new FlashForgeError('input', `cost profile is not JSON: ${(error as Error).message}`);
+  }
+  const report = json as { readonly profile?: unknown } | null;
+  const profile = (report?.profile ?? report) as CostProfile | null;
+  const listed = [profile?.queries, profile?.tokens, profile?.us].every(Array.isArray);
+  const problem =
+    profile === null || !listed || !profile.us.every(Array.isArray)
+      ? 'queries, tokens and us must be lists'
+      : profileProblem(profile);
+  if (problem === undefined) return profile as CostProfile;
+  throw new FlashForgeError('input', `cost profile cannot be used: ${problem}`);
 }
 
 /** All profiles that are kept: for people who want to know what plans are made with. */

@@ -9,6 +9,7 @@ import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { after, test } from 'node:test';
 import { planReport, planWorkload } from '../../src/cli/plan-command.ts';
+import { defaultProfile } from '../../src/plan/default-profile.ts';
 import { parseWorkloads } from '../../src/plan/workload.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'flashforge-plan-'));
@@ -77,6 +78,18 @@ test('the report, the table and a drawing that is whole', () => {
   assert.equal(drawing.match(/<rect x=/g)?.length, items);
 });
 
+test('costs come from a profile that was measured', () => {
+  const path = file('trees.json', [tree]);
+  const typical = run('--workload', path);
+  assert.match(typical.stdout, /^costs: typical, not measured$/m);
+  const profile = { ...defaultProfile('cpu', 64), device: 'a card', kernel: 'k', itemUs: 500 };
+  const given = ['--workload', path, '--profile', file('profile.json', { profile })];
+  const { stdout, stderr, status } = run(...given, '--json', '-');
+  assert.equal(status, 0, stderr);
+  assert.match(stderr, /^costs: a card, k$/m);
+  assert.ok(JSON.parse(stdout).makespan_us > 500);
+});
+
 const broken = { ...tree, nodes: [{ parent: 0, tokens: 5 }] };
 const BAD: [string, string[], number, RegExp][] = [
   ['no workload', [], 2, /--workload FILE is needed/],
@@ -89,6 +102,12 @@ const BAD: [string, string[], number, RegExp][] = [
   ['a folder', ['--workload', folder], 1, /cannot be read: it is a folder/],
   ['no JSON', ['--workload', file('text', 'abc')], 1, /is not JSON/],
   ['a cycle', ['--workload', file('cycle', [broken])], 1, /nodes\[0\]\.parent of node 0 must be/],
+  [
+    'a profile without costs',
+    ['--workload', file('e', [tree]), '--profile', file('p', { profile: { us: [] } })],
+    1,
+    /cost profile cannot be used: queries, tokens and us must be lists/,
+  ],
   ['workers', ['--workload', file('a', [tree]), '--workers', '0'], 2, /--workers must be.*"0"/],
   ['device', ['--workload', file('b', [tree]), '--device', 'tpu'], 2, /cpu or cuda, got "tpu"/],
   [
