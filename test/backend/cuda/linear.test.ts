@@ -51,7 +51,7 @@ test('products whose tiles TMA cannot cut are left to cuBLASLt', () => {
   const matrix = { address: 0n, outputs: 6144, columns: 2560 };
   assert.ok(fitsLinear(matrix));
   assert.ok(!fitsLinear({ ...matrix, columns: 2592 }));
-  assert.ok(!fitsLinear({ ...matrix, outputs: 49154 }));
+  assert.ok(!fitsLinear({ ...matrix, outputs: 49153 }));
 });
 
 test('an overlapping launch is laid out as CUlaunchConfig with one attribute', () => {

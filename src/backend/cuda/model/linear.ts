@@ -94,7 +94,7 @@ export function linearVariant(
 
 /** Whether the kernel can compute a product. */
 export const fitsLinear = ({ outputs, columns }: DenseMatrix): boolean =>
-  columns % CHUNK === 0 && outputs % 8 === 0;
+  columns % CHUNK === 0 && outputs % 4 === 0;
 /** Widest residual stream that the kernel norms. */
 export const LINEAR_HIDDEN_MAX = 5120;
 

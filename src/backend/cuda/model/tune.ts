@@ -6,6 +6,7 @@
  */
 import { createHash } from 'node:crypto';
 import { join } from 'node:path';
+import { FlashForgeError } from '../../../base/errors.ts';
 import type { Stream } from '../driver.ts';
 import { defaultCacheFolder, type KernelLoader } from '../kernel-loader.ts';
 import { kernelSources } from '../variants.ts';
@@ -66,7 +67,7 @@ export function tuneBucket(
   if (logitRows > 0) tuneProduct(parts, timer, 'output', 1, logitRows);
   const { ways, choices } = parts;
   const isFaster = (name: string, count: number, work: (own: boolean) => void): boolean => {
-    if (!parts.linear || count === 0 || count > LINEAR_ROWS_MAX) return false;
+    if (count === 0 || count > LINEAR_ROWS_MAX || !loads(parts.linear, count)) return false;
     const key = `${name} ${count} ${shapeName(parts)}`;
     let choice = choices.get(key);
     if (choice === undefined) {
@@ -91,6 +92,17 @@ export function tuneBucket(
     ways.ownOutput.set(logitRows, ownOutput);
   }
   ops.begin(rows, logitRows);
+}
+
+/** Where our kernel neither ships nor can be compiled, cuBLASLt does everything. */
+function loads(linear: LinearKernels | undefined, rows: number): boolean {
+  try {
+    linear?.load(rows);
+    return linear !== undefined;
+  } catch (error) {
+    if (error instanceof FlashForgeError && error.code === 'compile') return false;
+    throw error;
+  }
 }
 
 /** All of a layer but attention. */
