@@ -24,9 +24,11 @@ const WARM_SECONDS = 3;
 /**
  * How far the better of two tokens may lead where a replay takes the other one, in nats: batches
  * and trees add up in another order. In bf16 SmolLM2's best logits are up to 0.52 from those of
- * 32-bit floats; the processor adds in float64 what it rounded at fixed places of a node.
+ * 32-bit floats; on the processor products round their inputs to 8 bits, where the least
+ * difference may decide, and random weights part at up to 0.1. One other token in the prompt
+ * makes most outputs part at more than that, many at any distance.
  */
-const LEAD_MAX: Readonly<Record<Device, number>> = { cuda: 0.6, cpu: 0.1, reference: 0.01 };
+const LEAD_MAX: Readonly<Record<Device, number>> = { cuda: 0.6, cpu: 0.3, reference: 0.01 };
 
 export const benchSoakCommand: Command = {
   name: 'bench soak',
