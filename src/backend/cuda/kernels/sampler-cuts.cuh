@@ -184,7 +184,12 @@ __device__ Place find_place(Shared& sh, const Row& r, Measure measure, double ta
 #pragma unroll
       for (int p = 0; p < kPivots; p++) sums[p] += order >= pivot[p] ? m : 0.0f;
     });
-    const double tokens = block_sum(within);
+    double all[kPivots + 1];
+#pragma unroll
+    for (int p = 0; p < kPivots; p++) all[p] = sums[p];
+    all[kPivots] = within;
+    block_sums(all);
+    const double tokens = all[kPivots];
     if (tokens <= kListMax) break;
     if (low == high)
       return find_equal(r, measure, static_cast<u32>(low), above, tokens, target, passes);
@@ -192,7 +197,7 @@ __device__ Place find_place(Shared& sh, const Row& r, Measure measure, double ta
     bool decided = false;
 #pragma unroll
     for (int p = kPivots - 1; p >= 0; p--) {
-      const double sum = block_sum(sums[p]);
+      const double sum = all[p];
       if (decided || pivot[p] == low) continue;
       if (passes ? sum > target : sum >= target) {
         next_low = pivot[p];

@@ -33,6 +33,9 @@ struct Draw {
   int unused[3];
 };
 
+/* Groups of four logits that a thread has under way: reads take long, and threads are few. */
+constexpr int kGroups = 4;
+
 /* Four logits from `at`, -kFloatMax beyond `end`. */
 __device__ __forceinline__ void load4(const float* row, bool aligned, int at, int end, float* v) {
   if (aligned && at + 4 <= end) {
@@ -76,10 +79,29 @@ __device__ __forceinline__ double block_scan(double value, double& total) {
   return before + running - value;
 }
 
+/* Sums over the block, in place. */
+template <int kCount>
+__device__ __forceinline__ void block_sums(double (&values)[kCount]) {
+  __shared__ double warps[kCount][kDrawWarps];
+#pragma unroll
+  for (int k = 0; k < kCount; k++) {
+#pragma unroll
+    for (int o = 16; o > 0; o /= 2) values[k] += __shfl_xor_sync(~0u, values[k], o);
+    if (threadIdx.x % 32 == 0) warps[k][threadIdx.x / 32] = values[k];
+  }
+  __syncthreads();
+#pragma unroll
+  for (int k = 0; k < kCount; k++) {
+    values[k] = 0.0;
+    for (int w = 0; w < kDrawWarps; w++) values[k] += warps[k][w];
+  }
+  __syncthreads();
+}
+
 __device__ __forceinline__ double block_sum(double value) {
-  double total;
-  block_scan(value, total);
-  return total;
+  double values[1] = {value};
+  block_sums(values);
+  return values[0];
 }
 
 /* One row and how it is drawn. */
@@ -100,17 +122,20 @@ struct Row {
     return x <= draw.range ? __expf(-x) : 0.0f;
   }
 
-  /* Calls work(logit, id) for this thread's part of [begin, end), four at a time. */
+  /* Calls work(logit, id) for this thread's part of the row, by ascending id. */
   template <class Work>
   __device__ __forceinline__ void each(Work work) const {
     const bool aligned = vocab % 4 == 0;
-#pragma unroll 2
-    for (int at = threadIdx.x * 4; at < vocab; at += kDrawThreads * 4) {
-      float v[4];
-      load4(logits, aligned, at, vocab, v);
+    constexpr int kStride = kDrawThreads * 4;
+    for (int at = threadIdx.x * 4; at < vocab; at += kStride * kGroups) {
+      float v[kGroups * 4];
 #pragma unroll
-      for (int k = 0; k < 4; k++)
-        if (at + k < vocab) work(v[k], at + k);
+      for (int g = 0; g < kGroups; g++) load4(logits, aligned, at + g * kStride, vocab, v + g * 4);
+#pragma unroll
+      for (int k = 0; k < kGroups * 4; k++) {
+        const int id = at + k / 4 * kStride + k % 4;
+        if (id < vocab) work(v[k], id);
+      }
     }
   }
 };
@@ -127,13 +152,15 @@ __device__ int pick_by_id(const Row& r, Weight weight, Left left_of) {
   const int chunk = (r.vocab + kDrawWarps * 128 - 1) / (kDrawWarps * 128) * 128;
   const int end = min(r.vocab, (warp + 1) * chunk);
   double mass = 0.0;
-  for (int at = warp * chunk + lane * 4; at < end; at += 128) {
-    float v[4];
-    load4(r.logits, r.vocab % 4 == 0, at, end, v);
-    float four = 0.0f;
+  for (int at = warp * chunk + lane * 4; at < end; at += 128 * kGroups) {
+    float v[kGroups * 4], sum = 0.0f;
 #pragma unroll
-    for (int k = 0; k < 4; k++) four += at + k < end ? weight(v[k]) : 0.0f;
-    mass += four;
+    for (int g = 0; g < kGroups; g++)
+      load4(r.logits, r.vocab % 4 == 0, at + g * 128, end, v + g * 4);
+#pragma unroll
+    for (int k = 0; k < kGroups * 4; k++)
+      sum += at + k / 4 * 128 + k % 4 < end ? weight(v[k]) : 0.0f;
+    mass += sum;
   }
 #pragma unroll
   for (int o = 16; o > 0; o /= 2) mass += __shfl_xor_sync(~0u, mass, o);

@@ -64,8 +64,6 @@ __device__ __forceinline__ Stats warp_merged(Stats s) {
 }
 
 constexpr int kStatsThreads = 256;
-/* Groups of four logits that a thread has under way. */
-constexpr int kGroups = 4;
 
 /* Stats of a thread's part of [begin, end): groups of four, a block's stride apart. */
 __device__ __forceinline__ Stats thread_stats(const float* row, bool aligned, int begin, int end) {
