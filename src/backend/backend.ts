@@ -90,8 +90,10 @@ export interface StepOutput {
 
 /** What measures a device's energy. */
 export interface EnergyMeter {
-  /** Energy used since some moment long ago, in J; null where it cannot be measured. */
+  /** Energy used since some moment long ago, in J; null where it cannot be measured. Takes ms. */
   joules(): number | null;
+  /** The same as of some tenths of a second ago, without waiting for it. */
+  recentJoules(): number | null;
   /** Why it cannot be measured; null where it can. */
   readonly absent: string | null;
 }

@@ -22,12 +22,12 @@ export class EnergyCount {
   }
 
   reset(): void {
-    this.#from = this.#meter?.joules() ?? null;
+    this.#from = this.#meter?.recentJoules() ?? null;
   }
 
   use(): EnergyUse {
     if (this.#meter === undefined) return { joules: null, absent: 'this device has no meter' };
-    const now = this.#meter.joules();
+    const now = this.#meter.recentJoules();
     const joules = now === null || this.#from === null ? null : now - this.#from;
     return { joules, absent: this.#meter.absent };
   }

@@ -32,6 +32,7 @@ const LETTERS: Readonly<Record<string, string>> = {
 const WINDOWS = process.platform === 'win32';
 const DRIVER_NAMES = WINDOWS ? ['nvcuda.dll'] : ['libcuda.so.1', 'libcuda.so'];
 const NVML_NAMES = WINDOWS ? ['nvml.dll'] : ['libnvidia-ml.so.1', 'libnvidia-ml.so'];
+const ENERGY = 'nvmlDeviceGetTotalEnergyConsumption' satisfies keyof typeof NVML;
 /** Newest first: a newer NVRTC also compiles for older devices. */
 const NVRTC_NAMES = WINDOWS
   ? ['nvrtc64_130_0.dll', 'nvrtc64_120_0.dll']
@@ -161,7 +162,17 @@ export async function openNvml(
   const tried: string[] = [];
   const nvml = openFirst(koffi, names, NVML, tried);
   const driver = openFirst(koffi, DRIVER_NAMES, PCI, tried);
-  if (nvml && driver) return { nvml, driver };
+  if (nvml && driver) {
+    const read = koffi.load(nvml.path).func(ENERGY, 'int', ['void *', 'void *']);
+    const readEnergy = (handle: bigint, out: BigUint64Array): Promise<number> =>
+      new Promise((resolve, reject) => {
+        read.async(handle, out, (error: unknown, status: number) => {
+          if (error) reject(error);
+          else resolve(status);
+        });
+      });
+    return { nvml: { ...nvml, readEnergy }, driver };
+  }
   throw new FlashForgeError('device', `NVML could not be opened: ${tried.join('; ')}`);
 }
 

@@ -14,5 +14,8 @@ export const NVML = {
 
 export const PCI = { cuDeviceGetPCIBusId: 'pii' } as const satisfies Signatures;
 
-export type NvmlLibrary = Library<typeof NVML>;
+export type NvmlLibrary = Library<typeof NVML> & {
+  /** nvmlDeviceGetTotalEnergyConsumption on another thread. */
+  readEnergy(handle: bigint, out: BigUint64Array): Promise<number>;
+};
 export type PciLibrary = Library<typeof PCI>;

@@ -8,6 +8,8 @@ import { openNvml } from './libraries.ts';
 import type { NvmlLibrary, PciLibrary } from './nvml-signatures.ts';
 
 const BUS_ID_BYTES = 32;
+/** Readings are not asked for more often: the counter itself moves about as often. */
+const RECENT_MS = 100;
 /** What NVML's statuses mean here; others are shown as numbers. */
 const STATUS: Readonly<Record<number, string>> = {
   3: 'this device does not support it',
@@ -31,7 +33,7 @@ export async function openEnergyMeter(
     return new NvmlMeter(nvml, busId(driver, device));
   } catch (error) {
     const absent = error instanceof Error ? error.message : String(error);
-    return { absent, joules: () => null, close: () => {} };
+    return { absent, joules: () => null, recentJoules: () => null, close: () => {} };
   }
 }
 
@@ -40,6 +42,11 @@ class NvmlMeter implements EnergyMeter {
   readonly #nvml: NvmlLibrary;
   readonly #handle: bigint;
   readonly #out = new BigUint64Array(1);
+  /** What the reading thread writes. */
+  readonly #recent = new BigUint64Array(new ArrayBuffer(64), 0, 1);
+  #recentJoules: number | null;
+  #askedMs = 0;
+  #isAsking = false;
 
   constructor(nvml: NvmlLibrary, bus: string) {
     this.#nvml = nvml;
@@ -49,6 +56,7 @@ class NvmlMeter implements EnergyMeter {
       check('nvmlDeviceGetHandleByPciBusId', status);
       this.#handle = this.#out[0];
       check('nvmlDeviceGetTotalEnergyConsumption', this.#read());
+      this.#recentJoules = joulesOf(this.#out);
     } catch (error) {
       this.close();
       throw error;
@@ -57,7 +65,26 @@ class NvmlMeter implements EnergyMeter {
 
   /** Since the driver was loaded; the device updates it some tens of times a second. */
   joules(): number | null {
-    return this.#read() === 0 ? Number(this.#out[0]) / 1000 : null;
+    return this.#read() === 0 ? joulesOf(this.#out) : null;
+  }
+
+  recentJoules(): number | null {
+    const now = performance.now();
+    if (!this.#isAsking && now - this.#askedMs > RECENT_MS) {
+      this.#isAsking = true;
+      this.#askedMs = now;
+      this.#nvml.readEnergy(this.#handle, this.#recent).then(
+        (status) => {
+          this.#recentJoules = status === 0 ? joulesOf(this.#recent) : null;
+          this.#isAsking = false;
+        },
+        () => {
+          // It stays as it is, and nobody asks again.
+          this.#recentJoules = null;
+        },
+      );
+    }
+    return this.#recentJoules;
   }
 
   #read(): number {
@@ -68,6 +95,8 @@ class NvmlMeter implements EnergyMeter {
     this.#nvml.call.nvmlShutdown();
   }
 }
+
+const joulesOf = (millijoules: BigUint64Array): number => Number(millijoules[0]) / 1000;
 
 function busId(driver: PciLibrary, device: number): string {
   const text = new Uint8Array(BUS_ID_BYTES);

@@ -4,6 +4,7 @@
  */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { setTimeout } from 'node:timers/promises';
 import { openNvml } from '../../../src/backend/cuda/libraries.ts';
 import { openEnergyMeter } from '../../../src/backend/cuda/nvml.ts';
 import type { NvmlLibrary, PciLibrary } from '../../../src/backend/cuda/nvml-signatures.ts';
@@ -38,6 +39,10 @@ function libraries(state: { millijoules: bigint; status: number; open: number })
         return state.status;
       },
     },
+    readEnergy: async (_handle: bigint, out: BigUint64Array) => {
+      out[0] = state.millijoules;
+      return state.status;
+    },
   } as unknown as NvmlLibrary;
   const driver = {
     ...base,
@@ -58,11 +63,20 @@ test('joules since a moment, by the device that the driver counts as the second 
   assert.equal(meter.absent, null);
   const count = new EnergyCount(meter);
   state.millijoules = 7_500n;
-  assert.deepEqual(count.use(), { joules: 2.5, absent: null });
+  assert.equal(meter.joules(), 7.5);
+  // Nobody waits for the reading: it is there next time.
+  const later = async (): Promise<unknown> => {
+    await setTimeout(110);
+    count.use();
+    await setTimeout(1);
+    return count.use();
+  };
+  assert.deepEqual(await later(), { joules: 2.5, absent: null });
   count.reset();
   assert.equal(count.use().joules, 0);
   state.status = UNSUPPORTED;
-  assert.equal(count.use().joules, null);
+  assert.deepEqual(await later(), { joules: null, absent: null });
+  assert.equal(meter.joules(), null);
   meter.close();
   assert.equal(state.open, 0);
 });
