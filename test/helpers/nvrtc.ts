@@ -8,6 +8,8 @@ import { pythonPackage } from './python-package.ts';
 
 /** The compiler, or why there is none. */
 export async function findCompiler(): Promise<NvrtcLibrary | string> {
+  // A compiler that finds the result in its own cache says nothing of registers and spills.
+  process.env.CUDA_CACHE_DISABLE = '1';
   try {
     return await openNvrtc();
   } catch {

@@ -42,6 +42,15 @@ export class SamplerBed {
 
   /** Brings the inputs of a step to the device and returns the tokens as they lie there. */
   enter(tokens: Int32Array, draws: readonly (RowDraw | null)[]): Int32Array {
+    this.#put(tokens, draws);
+    this.stream.synchronize();
+    const there = new Int32Array(tokens.length);
+    this.#loader.cuda.download(there, this.#inputs.address);
+    return there;
+  }
+
+  /** Returns the rows that have draws. */
+  #put(tokens: Int32Array, draws: readonly (RowDraw | null)[]): number {
     const rows = tokens.length;
     const zeros = new Int32Array(rows);
     const forest = { rows, rowPosition: zeros };
@@ -49,18 +58,15 @@ export class SamplerBed {
     const input = { tokens, forest, writeSlots: zeros, logitRows, draws };
     const count = this.slot.fill(input as unknown as StepInput, rows, rows);
     this.sampler.readInputs(this.slot.inputsAddress, rows, rows, count, this.stream);
-    this.stream.synchronize();
-    const there = new Int32Array(rows);
-    this.#loader.cuda.download(there, this.#inputs.address);
-    return there;
+    return count;
   }
 
   /** Draws tokens, of rows whose own are `tokens`; the slot has the results then. */
   draw(draws: readonly (RowDraw | null)[], tokens = new Int32Array(draws.length)): void {
     const rows = draws.length;
-    this.enter(tokens, draws);
+    const drawn = this.#put(tokens, draws);
     this.sampler.stats(rows, this.stream);
-    this.sampler.draw(rows, this.slot.changesAddress, this.stream);
+    if (drawn > 0) this.sampler.draw(drawn, this.slot.changesAddress, this.stream);
     this.sampler.writeResults(this.#abort.address, this.slot.resultsAddress, rows, this.stream);
     this.stream.synchronize();
     this.slot.takeResults(rows);

@@ -183,7 +183,14 @@ __device__ int pick_by_id(const Row& r, Weight weight, Left left_of) {
   const int begin = at * chunk + threadIdx.x * each;
   const int stop = min(min(r.vocab, (at + 1) * chunk), begin + each);
   double own = 0.0;
-  for (int id = begin; id < stop; id++) own += weight(r.logits[id]);
+  constexpr int kBatch = 8; /* reads under way */
+  for (int id = begin; id < stop; id += kBatch) {
+    float v[kBatch];
+#pragma unroll
+    for (int k = 0; k < kBatch; k++) v[k] = r.logits[min(id + k, r.vocab - 1)];
+#pragma unroll
+    for (int k = 0; k < kBatch; k++) own += id + k < stop ? weight(v[k]) : 0.0f;
+  }
   const double before = block_scan(own, total);
   if (own > 0.0) {
     atomicMax(&last, threadIdx.x);
