@@ -42,8 +42,8 @@ export interface TpotMeasurement {
 
 const NONE: ReadonlySet<number> = new Set();
 const PASSES = 3;
-/** Passes over this are not repeated. */
-const LONG_PASS_MS = 3000;
+/** Passes of this length are made twice, longer ones once or twice. */
+const LONG_PASS_MS = 1000;
 /** Tokens of the pass that loads, measures and captures what a batch of this size needs. */
 const WARM_TOKENS = 8;
 /** How long the run for percentiles and energy takes: the counter moves ten times a second. */
@@ -135,7 +135,7 @@ export class TpotBench {
       for (let pass = 0; pass < PASSES; pass++) {
         short.push((await this.#pass(prompts, 1)).ms);
         long.push((await this.#pass(prompts, steps + 1)).ms);
-        if (long[pass] > LONG_PASS_MS) break;
+        if (long[pass] * (pass + 1) > 2 * LONG_PASS_MS) break;
       }
       const tpot = (Math.min(...long) - Math.min(...short)) / steps;
       const window = Math.ceil(WINDOW_MS[this.#engine.runner.device] / Math.max(tpot, 0.1));
