@@ -109,14 +109,16 @@ export class BenchTools {
 
   /** Bytes per us of a kernel that only reads, warm clocks, data far larger than the cache. */
   readBandwidth(): number {
-    const memory = this.#cuda.alloc(READ_BYTES);
-    this.#cuda.fill(memory.address, 1, READ_BYTES, this.stream);
+    // Less on a device that has no room for it.
+    const bytes = Math.min(READ_BYTES, alignUp(Math.floor(this.#cuda.memory()[0] / 4), 16));
+    const memory = this.#cuda.alloc(bytes);
+    this.#cuda.fill(memory.address, 1, bytes, this.stream);
     const times: number[] = [];
     for (let i = 0; i < 8; i++) {
-      times.push(this.#timed(() => this.#readAll(memory.address, READ_BYTES)));
+      times.push(this.#timed(() => this.#readAll(memory.address, bytes)));
     }
     memory.free();
-    return READ_BYTES / median(times.slice(2));
+    return bytes / median(times.slice(2));
   }
 
   #readAll(from: bigint, bytes: number): void {
