@@ -4,6 +4,7 @@
  * empty cache, which must give the same.
  * @module
  */
+import { setMaxListeners } from 'node:events';
 import { FlashForgeError } from '../base/errors.ts';
 import { randomStream } from '../base/math.ts';
 import type { Generated, GenerateOptions, GenerationStream, Llm, Prefix } from '../index.ts';
@@ -74,6 +75,8 @@ export class Soak {
     this.#llm = llm;
     this.#options = options;
     this.#signal = signal;
+    // Every request under way listens to it.
+    setMaxListeners(0, signal);
     const random = randomStream(options.seed);
     this.#keep = randomStream(options.seed + 1);
     const longest = Math.min(PROMPT_TOKENS_MAX, Math.floor(llm.config.contextLength / 2));

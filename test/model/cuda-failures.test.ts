@@ -51,17 +51,18 @@ let [expected, expectedOnCpu] = [-1, -1];
 const works = async (): Promise<void> => assert.equal(await answer(small), expected);
 const CPU: RunnerOptions = { device: 'cpu', provider: 'wasm', workers: 2, kvPages: 64 };
 
-/** Free device memory before and after `work` is equal; the context is held meanwhile. */
+/** After `work` no less device memory is free than before; the context is held meanwhile. */
 async function withoutLeak(work: (cuda: Cuda) => Promise<void>): Promise<void> {
   const cuda = await Cuda.open();
   try {
-    // What libraries load once and keep is not a leak.
+    // What libraries load once and keep is not a leak; a driver may free some of it later.
+    await works();
     await works();
     const [before] = cuda.memory();
     await work(cuda);
-    assert.equal(cuda.memory()[0], before, 'free device memory before and after');
+    assert.ok(cuda.memory()[0] >= before, `${cuda.memory()[0]} bytes free, ${before} before`);
     await works();
-    assert.equal(cuda.memory()[0], before, 'free device memory after another load');
+    assert.ok(cuda.memory()[0] >= before, `${cuda.memory()[0]} bytes free after another load`);
   } finally {
     cuda.close();
   }
@@ -103,7 +104,7 @@ describe('failures on a CUDA device', { skip, concurrency: false }, () => {
 
   test('memory that others have taken', () =>
     withoutLeak(async (cuda) => {
-      const ballast = cuda.alloc(cuda.memory()[0] - GIB / 2);
+      const ballast = cuda.alloc(cuda.memory()[0] - 4 * GIB);
       try {
         await assert.rejects(
           loadRunner(tiny(), { ...small, kvPages: 1_000_000 }),
