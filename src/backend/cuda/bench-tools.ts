@@ -3,7 +3,7 @@
  * reference, a flushed L2 cache and timing by events around a graph's replay.
  * @module
  */
-import { median } from '../../base/math.ts';
+import { alignUp, median } from '../../base/math.ts';
 import type { Forest } from '../../kvcache/forest.ts';
 import { type Workload, workloadForest } from '../../plan/workload.ts';
 import type { AttentionOptions, AttentionTensors } from './attention.ts';
