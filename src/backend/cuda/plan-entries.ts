@@ -191,7 +191,7 @@ export class EntryWriter {
     const [rowBegin, rowEnd] = [plan.segmentRowBegin[segment], plan.segmentRowEnd[segment]];
     const rows = (rowBegin - taskRow) | ((rowEnd - taskRow) << 16);
     const position = forest.start[node] - slot;
-    const least = this.#shape.window ? 0 : leastPosition(forest, rowBegin, rowEnd) - position;
+    const least = this.#shape.window ? -1 : leastPosition(forest, rowBegin, rowEnd) - position;
     const open = plan.segmentEnd[segment] === OPEN_END && this.#seesNoMore(plan, forest, segment);
     const { pages } = forest;
     let unit = Math.floor(begin / UNIT_TOKENS);

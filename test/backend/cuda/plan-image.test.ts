@@ -60,6 +60,7 @@ function walk(
   words: Int32Array,
   workers: number,
   rowPosition: Int32Array,
+  window = Number.POSITIVE_INFINITY,
 ): {
   seen: Map<string, number[]>;
   unit: Map<string, number>;
@@ -93,7 +94,8 @@ function walk(
           const list = seen.get(key) ?? [];
           const causal = (tokens & (1 << 16)) !== 0;
           for (let t = tokens & 255; t < ((tokens >> 8) & 255); t++) {
-            if (causal && position + t > rowPosition[rowBegin + r]) continue;
+            const behind = rowPosition[rowBegin + r] - position - t;
+            if (causal && (behind < 0 || behind >= window)) continue;
             list.push(position + t);
             unit.set(`${rowBegin + r} ${position + t}`, page * 16 + t);
           }
@@ -263,5 +265,32 @@ test('an image is built anew where more than leaves has changed', () => {
     growth.begin(plan, forest, builder.build(plan, forest));
     change(forest);
     assert.equal(growth.follow(plan, forest), -1);
+  }
+});
+
+test('with a sliding window no row sees more than the window', () => {
+  const random = randomStream(17);
+  const builder = new PlanImageBuilder({
+    ...{ pageSize: 16, groupSize: 1, groupRows: 9, narrow: true, window: true },
+  });
+  for (let round = 0; round < 60; round++) {
+    /* Nodes of one token at the first slot of a page are the ones that are easily forgotten. */
+    const workload = randomWorkload(random);
+    workload.tokens.forEach((_, node) => {
+      if (random() < 0.5) workload.tokens[node] = 1;
+    });
+    const { forest } = workloadForest(workload, 16);
+    const plan = planOf(workload, forest, 16, DEFAULT_PLAN_OPTIONS);
+    const { words } = builder.build(plan, forest);
+    const { seen } = walk(words, plan.workers, forest.rowPosition, 50);
+    for (let row = 0; row < forest.rows; row++) {
+      const position = forest.rowPosition[row];
+      const from = Math.max(0, position - 49);
+      const want = Array.from({ length: position - from + 1 }, (_, i) => from + i);
+      assert.deepEqual(
+        (seen.get(`${row} 0`) ?? []).sort((a, b) => a - b),
+        want,
+      );
+    }
   }
 });
