@@ -193,7 +193,8 @@ export class LinearKernels {
     if (rotate) args.set(rotate, rotateAt);
     const rest = [this.#partials.address, this.#counters.address, this.#abortFlag];
     args.set(packArguments(REST, [...rest, phases.length, rows, epsilon]), rotateAt + 96);
-    const shape = { blocks, threads: THREADS, sharedBytes: variant.sharedBytes, overlaps: true };
+    const { sharedBytes } = variant;
+    const shape = { blocks, threads: THREADS, sharedBytes, overlaps: true, isStruct: true };
     cuda.launch(kernel, shape, args, stream);
   }
 
