@@ -65,7 +65,7 @@ export const benchTpotCommand: Command = {
     { name: 'max-rows', value: 'N', help: 'tokens of one prefill step (default 1024, CUDA 2048)' },
     { name: 'kv-pages', value: 'N', help: 'pages of the KV cache (default: as for a model)' },
     ...MODE_OPTIONS,
-    { name: 'peers', value: 'FILE', help: "peers' readings (bench/peers/vllm.py), to join" },
+    { name: 'peers', value: 'FILE', help: "peers' readings (bench/peers/vllm_tpot.py), to join" },
     { name: 'join', value: 'FILES', help: 'measure nothing: join these reports with --peers' },
     JSON_OPTION,
   ],

@@ -1,5 +1,5 @@
 /**
- * Readings of `bench tpot` beside those of peers (bench/peers/vllm.py): one table, scenario by
+ * Readings of `bench tpot` beside those of peers (bench/peers/vllm_tpot.py): one table, scenario by
  * scenario.
  * @module
  */

@@ -6,11 +6,12 @@ first, suffixes new in every pass, all requests of a scenario at once. TPOT = (t
 --cascade switches vLLM's cascade attention on. As of 0.24.0 only its older model runner has it, and
 models of these shapes take the newer one by default, so that --cascade selects the older.
 
-    python vllm.py --shape qwen3-4b --out vllm.jsonl
+    python vllm_tpot.py --shape qwen3-4b --out vllm.jsonl
     flashforge bench tpot --join tpot.json --peers vllm.jsonl
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import shutil
@@ -67,6 +68,9 @@ class Engine:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        if importlib.util.find_spec("flashinfer") is None:
+            # It would only draw for top-k and top-p; tokens are greedy here.
+            os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
         if cascade:
             os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
         import pynvml
