@@ -36,6 +36,13 @@ export class FlashForgeError extends Error {
   }
 }
 
+/** The cause of an error that another process would not meet. */
+export const PROCESS_LOST = 'a fault has taken the device from this process';
+
+/** True where the same would work in a process of its own. */
+export const isProcessLost = (error: unknown): boolean =>
+  error instanceof FlashForgeError && error.cause === PROCESS_LOST;
+
 /** What whoever waits for a request gets when its caller has cancelled it. */
 export const requestAborted = (): FlashForgeError =>
   new FlashForgeError('aborted', 'the request was aborted');

@@ -6,6 +6,7 @@
 import { extname } from 'node:path';
 import { Worker } from 'node:worker_threads';
 import { FlashForgeError, requestAborted } from '../base/errors.ts';
+import { EngineProcess } from './engine-process.ts';
 import type { Call, EngineSnapshot, EngineStart, ModelInfo, Reply } from './rpc.ts';
 
 const WORKER = new URL(`./engine-worker${extname(import.meta.url)}`, import.meta.url);
@@ -35,7 +36,7 @@ const LOAD_ID = 0;
 const CLOSE_PATIENCE_MS = 5000;
 
 export class EngineClient {
-  readonly #worker: Worker;
+  readonly #worker: Worker | EngineProcess;
   readonly #hooks: LoadHooks;
   readonly #pending = new Map<number, Pending>();
   #closing = false;
@@ -43,13 +44,14 @@ export class EngineClient {
   #nextBranch = 1;
   #ended: FlashForgeError | null = null;
   #stats: EngineSnapshot | null = null;
+  /** Loading failed for what this process has been through. */
+  #failedHere = false;
 
-  private constructor(start: EngineStart, hooks: LoadHooks) {
+  private constructor(start: EngineStart, hooks: LoadHooks, apart: boolean) {
     this.#hooks = hooks;
-    this.#worker = new Worker(WORKER, {
-      workerData: start,
-      name: 'flashforge-engine',
-    });
+    this.#worker = apart
+      ? new EngineProcess(WORKER, start)
+      : new Worker(WORKER, { workerData: start, name: 'flashforge-engine' });
     this.#worker.on('message', (replies: Reply[]) => {
       for (const reply of replies) this.#take(reply);
     });
@@ -67,15 +69,17 @@ export class EngineClient {
   }
 
   /**
-   * Starts an engine thread and waits until its model is loaded.
+   * Starts an engine thread and waits until its model is loaded; a process of its own where this
+   * one has lost the device.
    * @throws FlashForgeError 'model', 'compile', 'device' or 'aborted'.
    */
   static async start(
     start: EngineStart,
     hooks: LoadHooks,
     signal?: AbortSignal,
+    apart = false,
   ): Promise<{ client: EngineClient; info: ModelInfo }> {
-    const client = new EngineClient(start, hooks);
+    const client = new EngineClient(start, hooks, apart);
     const abort = (): void =>
       client.#end(new FlashForgeError('aborted', 'loading the model was aborted'));
     if (signal?.aborted) abort();
@@ -85,6 +89,7 @@ export class EngineClient {
       return { client, info: info as ModelInfo };
     } catch (error) {
       await client.#worker.terminate();
+      if (client.#failedHere && !apart) return await EngineClient.start(start, hooks, signal, true);
       throw error;
     } finally {
       signal?.removeEventListener('abort', abort);
@@ -173,6 +178,7 @@ export class EngineClient {
         this.#settle(reply.id, (pending) => pending.resolve(reply.value));
         return;
       case 'error':
+        this.#failedHere ||= reply.elsewhere === true;
         this.#settle(reply.id, (pending) =>
           pending.reject(new FlashForgeError(reply.code, reply.message)),
         );

@@ -1,9 +1,9 @@
 /**
- * The engine thread: loads a model and serves calls until it is closed.
+ * The engine's thread, or process: loads a model and serves calls until it is closed.
  * @module
  */
-import { parentPort, workerData } from 'node:worker_threads';
-import { assert, FlashForgeError } from '../base/errors.ts';
+import { type MessagePort, parentPort, workerData } from 'node:worker_threads';
+import { FlashForgeError, isProcessLost } from '../base/errors.ts';
 import { openCheckpoint } from '../checkpoint/open-checkpoint.ts';
 import { openTokenizer } from '../checkpoint/open-tokenizer.ts';
 import { loadRunner } from '../model/load-runner.ts';
@@ -17,7 +17,15 @@ import { Session } from './session.ts';
 /** Identifies the answer to loading: calls are numbered from 1. */
 const LOAD_ID = 0;
 
-async function serve(start: EngineStart, post: (replies: Reply[]) => void): Promise<void> {
+/** The way to the caller. */
+interface Port {
+  post(replies: Reply[]): void;
+  onCall(handle: (call: Call) => void): void;
+  close(): void;
+}
+
+async function serve(start: EngineStart, port: Port): Promise<void> {
+  const post = (replies: Reply[]): void => port.post(replies);
   const parts = openTokenizer(start.path);
   const checkpoint = openCheckpoint(start.path);
   const { config, format, source } = checkpoint;
@@ -31,9 +39,7 @@ async function serve(start: EngineStart, post: (replies: Reply[]) => void): Prom
   const encoder = new PromptEncoder(tokenizer, config.vocab);
   const grammars = new Grammars(tokenizer, config.vocab);
   const session = new Session(engine, encoder, config, post, grammars);
-  const port = parentPort;
-  assert(port !== null, 'the engine worker needs a parent');
-  port.on('message', async (call: Call) => {
+  port.onCall(async (call) => {
     await session.handle(call);
     if (call.kind !== 'close') return;
     await Promise.all([runner.dispose(), grammars.close()]);
@@ -60,9 +66,32 @@ async function serve(start: EngineStart, post: (replies: Reply[]) => void): Prom
   ]);
 }
 
-const post = (replies: Reply[]): void => parentPort?.postMessage(replies);
-serve(workerData as EngineStart, post).catch((error: unknown) => {
-  const code = error instanceof FlashForgeError ? error.code : 'device';
-  const message = error instanceof Error ? error.message : String(error);
-  post([{ kind: 'error', id: LOAD_ID, code, message }]);
-});
+function threadPort(parent: MessagePort): Port {
+  return {
+    post: (replies) => parent.postMessage(replies),
+    onCall: (handle) => parent.on('message', handle),
+    close: () => parent.close(),
+  };
+}
+
+/** Requests end when the parent says so, not by the terminal's signal, and always with it. */
+function processPort(): Port {
+  process.on('SIGINT', () => {});
+  process.on('disconnect', () => process.exit());
+  return {
+    post: (replies) => process.send?.(replies),
+    onCall: (handle) => process.on('message', (call) => handle(call as Call)),
+    close: () => process.disconnect(),
+  };
+}
+
+function run(start: EngineStart, port: Port): void {
+  serve(start, port).catch((error: unknown) => {
+    const code = error instanceof FlashForgeError ? error.code : 'device';
+    const message = error instanceof Error ? error.message : String(error);
+    port.post([{ kind: 'error', id: LOAD_ID, code, message, elsewhere: isProcessLost(error) }]);
+  });
+}
+
+if (parentPort !== null) run(workerData as EngineStart, threadPort(parentPort));
+else process.once('message', (start) => run(start as EngineStart, processPort()));

@@ -111,6 +111,8 @@ export type Reply =
       readonly id: number;
       readonly code: ErrorCode;
       readonly message: string;
+      /** A process of its own would not meet it. */
+      readonly elsewhere?: boolean;
     }
   | {
       readonly kind: 'token';

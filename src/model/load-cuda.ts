@@ -19,7 +19,7 @@ import { WeightUpload } from '../backend/cuda/model/weight-upload.ts';
 import { openEnergyMeter } from '../backend/cuda/nvml.ts';
 import { defaultCudaProfile } from '../backend/cuda/profile.ts';
 import type { AttentionSpec } from '../backend/cuda/variants.ts';
-import { checkInteger, FlashForgeError } from '../base/errors.ts';
+import { checkInteger, FlashForgeError, isProcessLost } from '../base/errors.ts';
 import type { Checkpoint } from '../checkpoint/checkpoint.ts';
 import { PLAN_SHAPES } from '../plan/default-profile.ts';
 import { DEFAULT_PLAN_OPTIONS } from '../plan/make-plan.ts';
@@ -37,8 +37,9 @@ export async function hasCuda(): Promise<boolean> {
   try {
     (await Cuda.open()).close();
     return true;
-  } catch {
-    return false;
+  } catch (error) {
+    // It is there, for a process that has not lost it.
+    return isProcessLost(error);
   }
 }
 

@@ -4,7 +4,7 @@
  * an error that CUDA never recovers from ends the device with one clear message.
  * @module
  */
-import { FlashForgeError } from '../../base/errors.ts';
+import { FlashForgeError, PROCESS_LOST } from '../../base/errors.ts';
 import { LAUNCH_CONFIG_BYTES, packOverlapping } from './launch-config.ts';
 import { openDriver } from './libraries.ts';
 import type { Argument, DRIVER, DriverLibrary } from './signatures.ts';
@@ -134,7 +134,7 @@ export class Cuda {
       );
     }
     this.#device = this.#int('cuDeviceGet', index);
-    this.check('cuDevicePrimaryCtxRetain', this.#out, this.#device);
+    this.#retain();
     this.check('cuCtxSetCurrent', this.#out[0]);
     this.info = this.#describe(version);
   }
@@ -142,6 +142,15 @@ export class Cuda {
   /** @throws FlashForgeError 'device' without a driver, with an old one, or without the device. */
   static async open(index = 0, library?: DriverLibrary): Promise<Cuda> {
     return new Cuda(library ?? (await openDriver()), index);
+  }
+
+  /** After a fault CUDA refuses to serve the process for good, whatever it destroys. */
+  #retain(): void {
+    const status = this.#library.call.cuDevicePrimaryCtxRetain(this.#out, this.#device);
+    if (status === 0) return;
+    const message = `the CUDA device cannot be opened: ${statusText(this.#library, status)}`;
+    const cause = STICKY.has(status) ? PROCESS_LOST : undefined;
+    throw new FlashForgeError('device', message, { cause });
   }
 
   #describe(driverVersion: number): DeviceInfo {
@@ -372,26 +381,20 @@ export class Cuda {
     this.#lost ??= why;
   }
 
-  /**
-   * Gives back the context and every object that is left, after a load that failed half-way. A
-   * context that the device lost is destroyed for the whole process, so that the next one is sound.
-   */
+  /** Gives back the context and every object that is left, after a load that failed half-way. */
   close(): void {
-    const { call } = this.#library;
     if (this.#closed) return;
     this.#closed = true;
     for (const end of this.#owned) this.#endQuietly(end);
-    if (this.#lost !== undefined) call.cuDevicePrimaryCtxReset_v2(this.#device);
-    call.cuDevicePrimaryCtxRelease_v2(this.#device);
+    this.#library.call.cuDevicePrimaryCtxRelease_v2(this.#device);
     this.#lost ??= 'the CUDA device was closed';
   }
 
-  /** What cannot be ended goes with the context. */
   #endQuietly(end: () => void): void {
     try {
       end();
     } catch {
-      /* The first error is what its caller has been told. */
+      /* It goes with the context; its caller has been told the first error. */
     }
   }
 }

@@ -18,7 +18,6 @@ export const DRIVER = {
   cuDeviceGetAttribute: 'pii',
   cuDevicePrimaryCtxRetain: 'pi',
   cuDevicePrimaryCtxRelease_v2: 'i',
-  cuDevicePrimaryCtxReset_v2: 'i',
   cuCtxSetCurrent: 'p',
   cuCtxSynchronize: '',
   cuMemGetInfo_v2: 'pp',
