@@ -7,7 +7,13 @@ import { Cuda } from '../../src/backend/cuda/driver.ts';
 import { openNvrtc } from '../../src/backend/cuda/libraries.ts';
 import { compile } from '../../src/backend/cuda/nvrtc.ts';
 
-const SOURCE = 'extern "C" __global__ void fault() { *(volatile int *)16 = 1; }';
+const FAULTS = {
+  'illegal address': '*(volatile int *)16 = 1;',
+  trap: 'asm volatile("trap;");',
+} as const;
+
+export type Fault = keyof typeof FAULTS;
+export const FAULT_NAMES = Object.keys(FAULTS) as Fault[];
 
 export interface BrokenContext {
   /** What the driver says of it. */
@@ -16,9 +22,10 @@ export interface BrokenContext {
   close(): void;
 }
 
-export async function breakContext(): Promise<BrokenContext> {
+export async function breakContext(fault: Fault): Promise<BrokenContext> {
   const cuda = await Cuda.open();
-  const sources = new Map([['fault.cu', SOURCE]]);
+  const source = `extern "C" __global__ void fault() { ${FAULTS[fault]} }`;
+  const sources = new Map([['fault.cu', source]]);
   const { cubin } = compile(await openNvrtc(), sources, 'fault.cu', cuda.info.arch, {});
   const kernel = cuda.load(cubin).kernel('fault');
   const stream = cuda.stream();

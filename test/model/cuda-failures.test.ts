@@ -169,7 +169,7 @@ describe('failures on a CUDA device', { skip, concurrency: false }, () => {
     await assert.rejects(async () => {
       let tokens = 0;
       for await (const _ of stream) {
-        if (tokens++ === 5) broken = await breakContext();
+        if (tokens++ === 5) broken = await breakContext('illegal address');
       }
     }, deviceError(lost));
     t.diagnostic(broken?.message ?? '');

@@ -393,8 +393,6 @@ export class Cuda {
   #endQuietly(end: () => void): void {
     try {
       end();
-    } catch {
-      /* It goes with the context; its caller has been told the first error. */
-    }
+    } catch {} // It goes with the context; its caller has been told the first error.
   }
 }
