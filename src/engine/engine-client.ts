@@ -32,6 +32,8 @@ export interface LoadHooks {
 }
 
 const LOAD_ID = 0;
+/** A fault has ended the use of CUDA for this process. */
+let processLost = false;
 /** How long an engine thread may take to end by itself, in ms. */
 const CLOSE_PATIENCE_MS = 5000;
 
@@ -44,8 +46,6 @@ export class EngineClient {
   #nextBranch = 1;
   #ended: FlashForgeError | null = null;
   #stats: EngineSnapshot | null = null;
-  /** Loading failed for what this process has been through. */
-  #failedHere = false;
 
   private constructor(start: EngineStart, hooks: LoadHooks, apart: boolean) {
     this.#hooks = hooks;
@@ -77,7 +77,7 @@ export class EngineClient {
     start: EngineStart,
     hooks: LoadHooks,
     signal?: AbortSignal,
-    apart = false,
+    apart = processLost && start.runner.device !== 'cpu',
   ): Promise<{ client: EngineClient; info: ModelInfo }> {
     const client = new EngineClient(start, hooks, apart);
     const abort = (): void =>
@@ -89,7 +89,8 @@ export class EngineClient {
       return { client, info: info as ModelInfo };
     } catch (error) {
       await client.#worker.terminate();
-      if (client.#failedHere && !apart) return await EngineClient.start(start, hooks, signal, true);
+      const elsewhere = processLost && start.runner.device !== 'cpu' && !apart;
+      if (elsewhere) return await EngineClient.start(start, hooks, signal, true);
       throw error;
     } finally {
       signal?.removeEventListener('abort', abort);
@@ -178,7 +179,7 @@ export class EngineClient {
         this.#settle(reply.id, (pending) => pending.resolve(reply.value));
         return;
       case 'error':
-        this.#failedHere ||= reply.elsewhere === true;
+        processLost ||= reply.elsewhere === true;
         this.#settle(reply.id, (pending) =>
           pending.reject(new FlashForgeError(reply.code, reply.message)),
         );

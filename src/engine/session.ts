@@ -4,7 +4,7 @@
  * steps. It knows no thread itself, so that tests can drive it directly.
  * @module
  */
-import { FlashForgeError, requestAborted } from '../base/errors.ts';
+import { FlashForgeError, isProcessLost, requestAborted } from '../base/errors.ts';
 import { treeStats } from '../kvcache/tree-stats.ts';
 import { beamSearch, type Hypothesis } from './beam-search.ts';
 import { Branch, type BranchInit } from './branch.ts';
@@ -67,7 +67,8 @@ export class Session {
       (error: unknown) => {
         if (!('id' in call)) throw error;
         const { code, message } = asFlashForgeError(error);
-        this.#answer({ kind: 'error', id: call.id, code, message });
+        const elsewhere = isProcessLost(error);
+        this.#answer({ kind: 'error', id: call.id, code, message, elsewhere });
       },
     );
   }

@@ -103,7 +103,7 @@ export class Cuda {
   readonly info: DeviceInfo;
   readonly #library: DriverLibrary;
   readonly #device: number;
-  #lost: string | undefined;
+  #lost: FlashForgeError | undefined;
   #closed = false;
   readonly #out = new BigUint64Array(1);
   readonly #elapsedMs = new Float32Array(1);
@@ -135,7 +135,6 @@ export class Cuda {
     }
     this.#device = this.#int('cuDeviceGet', index);
     this.#retain();
-    this.check('cuCtxSetCurrent', this.#out[0]);
     this.info = this.#describe(version);
   }
 
@@ -146,11 +145,13 @@ export class Cuda {
 
   /** After a fault CUDA refuses to serve the process for good, whatever it destroys. */
   #retain(): void {
-    const status = this.#library.call.cuDevicePrimaryCtxRetain(this.#out, this.#device);
+    const { call } = this.#library;
+    const opened = call.cuDevicePrimaryCtxRetain(this.#out, this.#device);
+    const status = opened || call.cuCtxSetCurrent(this.#out[0]) || call.cuCtxSynchronize();
     if (status === 0) return;
+    if (opened === 0) call.cuDevicePrimaryCtxRelease_v2(this.#device);
     const message = `the CUDA device cannot be opened: ${statusText(this.#library, status)}`;
-    const cause = STICKY.has(status) ? PROCESS_LOST : undefined;
-    throw new FlashForgeError('device', message, { cause });
+    throw new FlashForgeError('device', message, STICKY.has(status) ? { cause: PROCESS_LOST } : {});
   }
 
   #describe(driverVersion: number): DeviceInfo {
@@ -183,7 +184,7 @@ export class Cuda {
    * @throws FlashForgeError 'device' with the call's and the error's names.
    */
   check(name: keyof typeof DRIVER, ...args: Argument[]): void {
-    if (this.#lost !== undefined) throw new FlashForgeError('device', this.#lost);
+    if (this.#lost !== undefined) throw this.#lost;
     const status = this.#library.call[name](...args);
     if (status !== 0) this.#fail(name, status);
   }
@@ -191,8 +192,7 @@ export class Cuda {
   #fail(name: keyof typeof DRIVER, status: number): never {
     const message = `${name} failed: ${statusText(this.#library, status)}`;
     if (STICKY.has(status)) {
-      this.#lost = `the CUDA device can no longer be used (${message}); load the model again`;
-      throw new FlashForgeError('device', this.#lost);
+      throw this.giveUp(`the CUDA device can no longer be used (${message}); load the model again`);
     }
     throw new FlashForgeError('device', message);
   }
@@ -308,7 +308,7 @@ export class Cuda {
   }
 
   #isDone(event: bigint): boolean {
-    if (this.#lost !== undefined) throw new FlashForgeError('device', this.#lost);
+    if (this.#lost !== undefined) throw this.#lost;
     const status = this.#library.call.cuEventQuery(event);
     if (status !== 0 && status !== STATUS_NOT_READY) this.#fail('cuEventQuery', status);
     return status === 0;
@@ -377,8 +377,9 @@ export class Cuda {
   }
 
   /** From now on every call fails with this: for a device that does not come back. */
-  giveUp(why: string): void {
-    this.#lost ??= why;
+  giveUp(why: string): FlashForgeError {
+    this.#lost ??= new FlashForgeError('device', why, { cause: PROCESS_LOST });
+    return this.#lost;
   }
 
   /** Gives back the context and every object that is left, after a load that failed half-way. */
@@ -387,7 +388,7 @@ export class Cuda {
     this.#closed = true;
     for (const end of this.#owned) this.#endQuietly(end);
     this.#library.call.cuDevicePrimaryCtxRelease_v2(this.#device);
-    this.#lost ??= 'the CUDA device was closed';
+    this.#lost ??= new FlashForgeError('device', 'the CUDA device was closed');
   }
 
   #endQuietly(end: () => void): void {

@@ -16,6 +16,7 @@ import { DecoderKernels } from '../../../src/backend/cuda/model/cuda-ops.ts';
 import { CudaRunner, type CudaRunnerOptions } from '../../../src/backend/cuda/model/cuda-runner.ts';
 import { Sampler } from '../../../src/backend/cuda/model/sampler.ts';
 import { kernelSources } from '../../../src/backend/cuda/variants.ts';
+import { isProcessLost } from '../../../src/base/errors.ts';
 import { defaultProfile } from '../../../src/plan/default-profile.ts';
 import { DEFAULT_PLAN_OPTIONS, makePlan } from '../../../src/plan/make-plan.ts';
 import { workloadForest } from '../../../src/plan/workload.ts';
@@ -117,8 +118,11 @@ test('a fault on the device rejects steps under way and later ones; disposal wor
     assert.match(String(step.reason), /cuEventQuery failed.*load the model again/);
   }
   fake.failures.delete('cuEventQuery');
-  await assert.rejects(runner.step(input), { code: 'device' });
+  await assert.rejects(runner.step(input), (error) => isProcessLost(error));
   await runner.dispose();
+  // What the context says when it is opened again: then the process has to be another one.
+  fake.failures.set('cuCtxSynchronize', ILLEGAL_ADDRESS);
+  await assert.rejects(Cuda.open(0, fake.library), (error) => isProcessLost(error));
 });
 
 test('logits are there until the next step is handed in', async () => {

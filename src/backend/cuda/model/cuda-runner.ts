@@ -5,7 +5,7 @@
  * tokens that nobody has seen yet. Logits stay on the device until somebody reads them.
  * @module
  */
-import { assert, FlashForgeError } from '../../../base/errors.ts';
+import { assert } from '../../../base/errors.ts';
 import type { HostKv } from '../../../kvcache/host-cache.ts';
 import type { PlanSpec } from '../../../plan/plan.ts';
 import type { EnergyMeter, Runner, StepInput, StepOutput } from '../../backend.ts';
@@ -197,9 +197,7 @@ export class CudaRunner implements Runner {
     const deadline = performance.now() + STEP_MS_MAX;
     while (!event.done()) {
       if (performance.now() > deadline) {
-        const why = `a step did not end within ${STEP_MS_MAX / 1000} s`;
-        this.#parts.cuda.giveUp(why);
-        throw new FlashForgeError('device', why);
+        throw this.#parts.cuda.giveUp(`a step did not end within ${STEP_MS_MAX / 1000} s`);
       }
       await nextTurn();
     }
@@ -235,6 +233,7 @@ export class CudaRunner implements Runner {
     freeBuffers(buffers);
     attention.free();
     cublas.free();
+    this.#parts.linear?.free();
     kernels.module.free();
     for (const memory of this.#owned) memory.free();
     stream.free();
