@@ -5,6 +5,7 @@
  */
 import { availableParallelism } from 'node:os';
 import { type AttentionBenchRow, benchAttention } from '../backend/cpu/attention-bench.ts';
+import type { AttentionCheckOptions } from '../backend/cuda/attention-check.ts';
 import { FlashForgeError, show } from '../base/errors.ts';
 import type { PlanOptions } from '../plan/plan.ts';
 import {
@@ -22,10 +23,11 @@ import { readWorkloadFile } from './workload-file.ts';
 const WORKERS_MAX = 1024;
 const PLANS_MAX = 1e9;
 const STEPS_MAX = 4096;
+const KV_TYPES = ['float16', 'e4m3'] as const;
 /** Options that only the CUDA kernel has. */
 const CUDA_OPTIONS = [
   ...['flat', 'no-packing', 'no-division', 'no-scheduling'],
-  ...['loop', 'check', 'seed'],
+  ...['kv', 'loop', 'check', 'seed', 'first'],
 ];
 
 export const benchAttentionCommand: Command = {
@@ -42,9 +44,11 @@ export const benchAttentionCommand: Command = {
     { name: 'no-packing', help: 'cuda: every node in tasks of its own' },
     { name: 'no-division', help: 'cuda: no cutting of long lists' },
     { name: 'no-scheduling', help: 'cuda: round robin instead of longest first' },
+    { name: 'kv', value: 'TYPE', help: 'cuda: e4m3 for 8-bit KV (default float16)' },
     { name: 'loop', value: 'N', help: 'cuda: a decode loop of N steps instead of single calls' },
     { name: 'check', value: 'N', help: 'cuda: N random plans, every row against float64' },
     { name: 'seed', value: 'N', help: 'of --check (default 1)' },
+    { name: 'first', value: 'N', help: 'number of the first plan of --check (default 0)' },
     JSON_OPTION,
   ],
   examples: [
@@ -62,11 +66,19 @@ async function run(context: Context, given: Arguments): Promise<void> {
   const loop = integerOption(given, 'loop', undefined, 1, STEPS_MAX);
   if (device === 'cpu') refuseCudaOptions(given);
   if (check !== undefined) {
-    return checkCuda(context, check, integerOption(given, 'seed', 1, 0, PLANS_MAX));
+    const seed = integerOption(given, 'seed', 1, 0, PLANS_MAX);
+    const kv = choiceOption(given, 'kv', KV_TYPES, 'float16');
+    const first = integerOption(given, 'first', 0, 0, PLANS_MAX);
+    return checkCuda(context, { plans: check, seed, first, kv });
   }
   if (path === undefined) throw usageError('--workloads FILE is needed');
-  if (loop !== undefined) return loopCuda(context, path, loop, planOptionsOf(given));
-  if (device === 'cuda') return runCuda(context, path, planOptionsOf(given));
+  if (device === 'cuda') {
+    const kv = choiceOption(given, 'kv', KV_TYPES, 'float16');
+    const options = { planOptions: planOptionsOf(given), kv: kv === 'e4m3' ? kv : undefined };
+    return loop === undefined
+      ? runCuda(context, path, options)
+      : loopCuda(context, path, loop, options);
+  }
   const provider = choiceOption(given, 'provider', PROVIDERS, 'auto');
   const workers = integerOption(given, 'workers', availableParallelism(), 1, WORKERS_MAX);
   const memory = integerOption(given, 'memory', undefined, 1);
@@ -87,6 +99,11 @@ async function run(context: Context, given: Arguments): Promise<void> {
   await context.report(report);
 }
 
+interface CudaOptions {
+  readonly planOptions: PlanOptions;
+  readonly kv: 'e4m3' | undefined;
+}
+
 function refuseCudaOptions(given: Arguments): void {
   for (const name of CUDA_OPTIONS) {
     if (given.has(name) || given.text(name) !== undefined) {
@@ -103,11 +120,10 @@ const planOptionsOf = (given: Arguments): PlanOptions => ({
 });
 
 /** Random plans; ends with an error if a row is wrong. */
-async function checkCuda(context: Context, plans: number, seed: number): Promise<void> {
+async function checkCuda(context: Context, options: AttentionCheckOptions): Promise<void> {
   const { checkAttentionCuda } = await import('../backend/cuda/attention-check.ts');
   const report = await checkAttentionCuda({
-    plans,
-    seed,
+    ...options,
     signal: context.signal,
     onProgress: (done, largest) => {
       if (done % 1000 === 0) context.note(`${done} plans, largest error ${errorText(largest)}`);
@@ -116,10 +132,11 @@ async function checkCuda(context: Context, plans: number, seed: number): Promise
   const { f16, bf16 } = report.largest_error;
   const { f16: most, bf16: mostBf16 } = report.error_max;
   context.print(
-    `${report.plans} random plans of ${report.variants.length} variants (seed ${seed}) on ` +
-      `${report.device.name}: ${report.launches} launches, ${report.grown_steps} steps with grown ` +
-      `leaves (${report.kept_images} kept the plan's image), ${report.rows_compared} rows ` +
-      `compared with float64 in ${report.seconds.toFixed(0)} s`,
+    `${report.plans} random plans of ${report.variants.length} variants (seed ` +
+      `${options.seed}) on ${report.device.name}: ${report.launches} launches, ` +
+      `${report.grown_steps} steps with grown leaves (${report.kept_images} kept the plan's ` +
+      `image), ${report.rows_compared} rows compared with float64 in ` +
+      `${report.seconds.toFixed(0)} s`,
   );
   context.print(
     `largest error of a row: float16 ${errorText(f16)} (at most ${errorText(most)}), ` +
@@ -141,11 +158,11 @@ async function loopCuda(
   context: Context,
   path: string,
   steps: number,
-  planOptions: PlanOptions,
+  options: CudaOptions,
 ): Promise<void> {
   const { loopAttentionCuda } = await import('../backend/cuda/attention-bench.ts');
   const report = await loopAttentionCuda(readWorkloadFile(path), steps, {
-    planOptions,
+    ...options,
     onResult: ({ name, step_us }) => context.note(`${name}: ${step_us.toFixed(1)} us a step`),
   });
   checkMeasured(path, [...report.results, ...report.skipped]);
@@ -173,10 +190,10 @@ async function loopCuda(
 const errorText = (error: number): string => error.toExponential(1);
 
 /** Cold L2 cache, one launch in a CUDA graph; times are medians. */
-async function runCuda(context: Context, path: string, planOptions: PlanOptions): Promise<void> {
+async function runCuda(context: Context, path: string, options: CudaOptions): Promise<void> {
   const { benchAttentionCuda } = await import('../backend/cuda/attention-bench.ts');
   const report = await benchAttentionCuda(readWorkloadFile(path), {
-    planOptions,
+    ...options,
     onResult: ({ name, median_us }) => context.note(`${name}: ${median_us.toFixed(1)} us`),
   });
   checkMeasured(path, [...report.results, ...report.skipped]);

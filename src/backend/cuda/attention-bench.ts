@@ -15,7 +15,7 @@ import { BenchTools } from './bench-tools.ts';
 import { Cuda, type DeviceInfo } from './driver.ts';
 import { KernelLoader } from './kernel-loader.ts';
 import { defaultCudaProfile } from './profile.ts';
-import { type AttentionSpec, variantFor } from './variants.ts';
+import { type AttentionSpec, kvNumberBytes, variantFor } from './variants.ts';
 
 const PAGE_SIZE = 16;
 /** What a well-written kernel reaches in practice on an H100, and what it reads from memory. */
@@ -32,6 +32,8 @@ const MEMORY_SHARE = 0.8;
 export interface AttentionBenchOptions {
   readonly device?: number;
   readonly dtype?: 'f16' | 'bf16';
+  /** 8-bit KV. */
+  readonly kv?: 'e4m3' | undefined;
   readonly planOptions?: PlanOptions;
   /** Rows whose output is compared with float64; 0 leaves the comparison out. */
   readonly samples?: number;
@@ -41,6 +43,8 @@ export interface AttentionBenchOptions {
   /** Called after each workload. */
   readonly onResult?: (result: AttentionBenchResult) => void;
 }
+
+type Types = Pick<AttentionBenchOptions, 'dtype' | 'kv'>;
 
 /** One workload; times in us, sizes in bytes. */
 export interface AttentionBenchResult {
@@ -102,15 +106,14 @@ export async function loopAttentionCuda(
     readonly onResult?: (result: LoopResult) => void;
   } = {},
 ): Promise<AttentionLoopReport> {
-  const dtype = options.dtype ?? 'f16';
   const cuda = await Cuda.open(options.device);
   const loader = await KernelLoader.open(cuda);
-  const tools = new BenchTools(loader, dtype);
+  const tools = new BenchTools(loader, options.dtype ?? 'f16', options.kv);
   try {
-    const { fitting, skipped } = split(cuda, workloads, dtype);
+    const { fitting, skipped } = split(cuda, workloads, options);
     const results: LoopResult[] = [];
     for (const workload of fitting) {
-      const spec = specOf(workload, dtype);
+      const spec = specOf(workload, options);
       const { queryHeads, headDim, requests } = workload;
       const ends = requests.length * queryHeads * headDim * 2;
       tools.reserveBytes(loopBytes(workload, spec, steps), ends);
@@ -138,9 +141,9 @@ export async function benchAttentionCuda(
 ): Promise<AttentionBenchReport> {
   const cuda = await Cuda.open(options.device);
   const loader = await KernelLoader.open(cuda);
-  const tools = new BenchTools(loader, options.dtype ?? 'f16');
+  const tools = new BenchTools(loader, options.dtype ?? 'f16', options.kv);
   try {
-    const { fitting, skipped } = split(cuda, workloads, options.dtype ?? 'f16');
+    const { fitting, skipped } = split(cuda, workloads, options);
     tools.reserve(fitting, PAGE_SIZE);
     const readBytesPerUs = tools.readBandwidth();
     const emptyUs = tools.emptyUs(0);
@@ -162,11 +165,11 @@ export async function benchAttentionCuda(
 function split(
   cuda: Cuda,
   workloads: readonly Workload[],
-  dtype: 'f16' | 'bf16',
+  options: Types,
 ): { fitting: Workload[]; skipped: AttentionBenchSkip[] } {
   const skipped: AttentionBenchSkip[] = [];
   const fitting = workloads.filter((workload) => {
-    const reason = whyNot(cuda, workload, dtype);
+    const reason = whyNot(cuda, workload, options);
     if (reason !== undefined) skipped.push({ name: workload.name, skipped: reason });
     return reason === undefined;
   });
@@ -174,23 +177,31 @@ function split(
 }
 
 /** Why a workload cannot run here, or undefined. */
-function whyNot(cuda: Cuda, workload: Workload, dtype: 'f16' | 'bf16'): string | undefined {
+function whyNot(cuda: Cuda, workload: Workload, options: Types): string | undefined {
   try {
-    variantFor(specOf(workload, dtype), cuda.info.arch);
+    variantFor(specOf(workload, options), cuda.info.arch);
   } catch (error) {
     return (error as Error).message;
   }
   const [free] = cuda.memory();
   const { pages } = workloadForest(workload, PAGE_SIZE, false);
-  const bytes = pages * PAGE_SIZE * workload.kvHeads * workload.headDim * 4;
+  const numberBytes = kvNumberBytes(options);
+  const bytes = pages * PAGE_SIZE * workload.kvHeads * workload.headDim * 2 * numberBytes;
   if (bytes < free * MEMORY_SHARE) return undefined;
   const mib = (value: number): string => `${(value / 2 ** 20).toFixed(0)} MiB`;
   return `its KV pages take ${mib(bytes)}, and ${mib(free)} of device memory are free`;
 }
 
-function specOf(workload: Workload, dtype: 'f16' | 'bf16'): AttentionSpec {
+function specOf(workload: Workload, { dtype = 'f16', kv }: Types): AttentionSpec {
   const { headDim, kvHeads, queryHeads } = workload;
-  return { headDim, groupSize: queryHeads / kvHeads, kvHeads, pageSize: PAGE_SIZE, dtype };
+  return {
+    headDim,
+    groupSize: queryHeads / kvHeads,
+    kvHeads,
+    pageSize: PAGE_SIZE,
+    dtype,
+    ...(kv ? { kv } : {}),
+  };
 }
 
 function benchOne(
@@ -200,7 +211,7 @@ function benchOne(
   readBytesPerUs: number,
   options: AttentionBenchOptions,
 ): AttentionBenchResult {
-  const spec = specOf(workload, options.dtype ?? 'f16');
+  const spec = specOf(workload, options);
   const attention = new TreeAttention(loader, spec, tools.stream, {
     portable: options.portable ?? false,
   });
@@ -222,7 +233,7 @@ function benchOne(
     const error = tools.compare(spec, forest, options.samples ?? 4);
     return {
       name: workload.name,
-      ...rooflines(workload, forest, readBytesPerUs),
+      ...rooflines(workload, forest, readBytesPerUs, kvNumberBytes(spec)),
       median_us: median(times),
       best_us: Math.min(...times),
       plan_us: planUs,
@@ -272,6 +283,7 @@ function rooflines(
   workload: Workload,
   forest: Forest,
   readBytesPerUs: number,
+  numberBytes: number,
 ): Pick<
   AttentionBenchResult,
   | 'unique_bytes'
@@ -281,7 +293,7 @@ function rooflines(
   | 'roofline_h100_us'
   | 'target_h100_us'
 > {
-  const bytes = workloadBytes(workload);
+  const bytes = workloadBytes(workload, numberBytes);
   const ends = forest.rows * workload.queryHeads * workload.headDim * 2 * 2;
   let pairs = 0;
   for (let row = 0; row < forest.rows; row++) pairs += forest.rowPosition[row] + 1;

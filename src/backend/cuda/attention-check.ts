@@ -16,7 +16,7 @@ import { KernelLoader } from './kernel-loader.ts';
 import { defaultCudaProfile } from './profile.ts';
 import { randomTree } from './random-trees.ts';
 import { growLeaves, scatteredForest } from './scattered-forest.ts';
-import { type AttentionSpec, HEAD_DIMS } from './variants.ts';
+import { type AttentionSpec, HEAD_DIMS, kvNumberBytes, variantFor } from './variants.ts';
 
 /**
  * Largest |out - exact| / |exact| of a row that counts as right: twice what FlashAttention-2 has,
@@ -39,7 +39,11 @@ const WRONG_LISTED = 20;
 export interface AttentionCheckOptions {
   readonly plans: number;
   readonly seed: number;
+  /** Number of the first plan; default 0. */
+  readonly first?: number;
   readonly device?: number;
+  /** Variants with this KV; default float16, which stands for bfloat16 as well. */
+  readonly kv?: 'float16' | 'e4m3' | undefined;
   readonly signal?: AbortSignal;
   readonly onProgress?: (done: number, largest: number) => void;
 }
@@ -55,6 +59,7 @@ export interface WrongRow {
 export interface AttentionCheckReport {
   readonly device: DeviceInfo;
   readonly seed: number;
+  readonly first: number;
   readonly variants: readonly string[];
   readonly plans: number;
   readonly launches: number;
@@ -80,32 +85,53 @@ interface CheckVariant {
   readonly options: AttentionOptions;
 }
 
-/** Every head_dim in both types, by both kernels, with groups, pages and terms in rotation. */
-export function checkVariants(): CheckVariant[] {
+/** KV type, type of the rest, and whether by the portable kernel. */
+const KINDS = [
+  [undefined, 'f16', false],
+  [undefined, 'bf16', false],
+  [undefined, 'f16', true],
+  [undefined, 'bf16', true],
+  ['e4m3', 'f16', true],
+  ['e4m3', 'bf16', true],
+] as const;
+
+/** Every head_dim in every type, by both kernels, with groups, pages and terms in rotation. */
+export function checkVariants(arch: string): CheckVariant[] {
   const variants: CheckVariant[] = [];
   let i = 0;
-  for (const portable of [false, true]) {
+  for (const [kv, dtype, portable] of KINDS) {
     for (const headDim of HEAD_DIMS) {
-      for (const dtype of ['f16', 'bf16'] as const) {
-        const softcap = i % 3 === 2 ? 5 : 0;
-        const window = i % 4 === 3 ? 100 : 0;
-        const shape = {
-          headDim,
-          dtype,
-          groupSize: GROUPS[i % GROUPS.length],
-          pageSize: PAGE_SIZES[i % PAGE_SIZES.length],
-          kvHeads: KV_HEADS[i % KV_HEADS.length],
-        };
-        const name =
-          `${dtype} head_dim ${headDim} group ${shape.groupSize} page ${shape.pageSize}` +
-          `${softcap ? ' softcap' : ''}${window ? ' window' : ''}${portable ? ' portable' : ''}`;
-        const spec = { ...shape, softcap: softcap > 0 };
+      const softcap = i % 3 === 2 ? 5 : 0;
+      const window = i % 4 === 3 ? 100 : 0;
+      const spec: AttentionSpec = {
+        headDim,
+        dtype,
+        ...(kv === undefined ? {} : { kv }),
+        groupSize: GROUPS[i % GROUPS.length],
+        pageSize: PAGE_SIZES[(i + Math.floor(i / 5)) % PAGE_SIZES.length],
+        kvHeads: KV_HEADS[i % KV_HEADS.length],
+        softcap: softcap > 0,
+      };
+      const name =
+        `${dtype}${kv ? ` with ${kv} KV` : ''} head_dim ${headDim} group ${spec.groupSize} page ` +
+        `${spec.pageSize}${softcap ? ' softcap' : ''}${window ? ' window' : ''}` +
+        `${portable && !kv ? ' portable' : ''}`;
+      i++;
+      if (isPossible(spec, arch))
         variants.push({ name, spec, portable, options: { softcap, window } });
-        i++;
-      }
     }
   }
   return variants;
+}
+
+/** 8-bit KV needs a newer device than the rest. */
+function isPossible(spec: AttentionSpec, arch: string): boolean {
+  try {
+    variantFor(spec, arch);
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 /**
@@ -128,9 +154,9 @@ export async function checkAttentionCuda(
 class CheckRun {
   readonly #loader: KernelLoader;
   readonly #options: AttentionCheckOptions;
-  readonly #tools: { readonly f16: BenchTools; readonly bf16: BenchTools };
+  readonly #tools = new Map<string, BenchTools>();
   readonly #reference: AttentionReference;
-  readonly #variants = checkVariants();
+  readonly #variants: CheckVariant[];
   readonly #attention: TreeAttention[] = [];
   readonly #largest = { f16: 0, bf16: 0 };
   readonly #wrong: WrongRow[] = [];
@@ -141,16 +167,17 @@ class CheckRun {
     this.#loader = loader;
     this.#options = options;
     this.#reference = new AttentionReference(loader);
-    this.#tools = { f16: new BenchTools(loader, 'f16'), bf16: new BenchTools(loader, 'bf16') };
+    this.#variants = checkVariants(loader.cuda.info.arch).filter(
+      ({ spec }) => (options.kv ?? 'float16') === (spec.kv ?? 'float16'),
+    );
   }
 
   async report(): Promise<AttentionCheckReport> {
     const began = performance.now();
-    const { plans, seed, signal, onProgress } = this.#options;
-    for (const tools of Object.values(this.#tools)) tools.reserveBytes(KV_BYTES, ENDS_BYTES);
+    const { plans, seed, first = 0, signal, onProgress } = this.#options;
     for (let plan = 0; plan < plans; plan++) {
       signal?.throwIfAborted();
-      this.#onePlan(plan);
+      this.#onePlan(first + plan);
       if (plan % 100 === 99) {
         onProgress?.(plan + 1, Math.max(this.#largest.f16, this.#largest.bf16));
         await new Promise((resolve) => setImmediate(resolve));
@@ -159,6 +186,7 @@ class CheckRun {
     return {
       device: this.#loader.cuda.info,
       seed,
+      first,
       variants: this.#variants.slice(0, plans).map(({ name }) => name),
       plans,
       launches: this.#counts.launches,
@@ -174,6 +202,17 @@ class CheckRun {
     };
   }
 
+  /** Random tensors of a variant's types. */
+  #toolsOf({ dtype, kv }: AttentionSpec): BenchTools {
+    const key = `${dtype} ${kv}`;
+    const known = this.#tools.get(key);
+    if (known !== undefined) return known;
+    const tools = new BenchTools(this.#loader, dtype, kv);
+    tools.reserveBytes(KV_BYTES, ENDS_BYTES);
+    this.#tools.set(key, tools);
+    return tools;
+  }
+
   /** A plan depends on the seed and its number only, so that any of them can be run alone. */
   #onePlan(number: number): void {
     const index = number % this.#variants.length;
@@ -185,7 +224,7 @@ class CheckRun {
     const attention = this.#attentionOf(index);
     const planner = this.#planner(spec, attention, random);
     const plan = planner.plan(tree);
-    attention.setPlan(plan, tree, this.#tools[spec.dtype].stream);
+    attention.setPlan(plan, tree, this.#toolsOf(spec).stream);
     this.#launch(index, 1 + Math.floor(random() * 3));
     this.#compare(number, index, tree);
     if (number < this.#variants.length) this.#checkReference(index, tree, random);
@@ -195,7 +234,7 @@ class CheckRun {
   /** A forest whose pages lie anywhere in the KV memory. */
   #treeThatFits(spec: AttentionSpec, spare: number, random: () => number): Forest {
     const { kvHeads, groupSize, headDim, pageSize } = spec;
-    const room = Math.floor(KV_BYTES / (pageSize * kvHeads * headDim * 4));
+    const room = Math.floor(KV_BYTES / (pageSize * kvHeads * headDim * 2 * kvNumberBytes(spec)));
     for (;;) {
       const queryHeads = kvHeads * groupSize;
       const tree = { name: 'random', ...randomTree(random), queryHeads, kvHeads, headDim };
@@ -208,12 +247,10 @@ class CheckRun {
 
   #attentionOf(index: number): TreeAttention {
     const { spec, portable, options } = this.#variants[index];
-    this.#attention[index] ??= new TreeAttention(
-      this.#loader,
-      spec,
-      this.#tools[spec.dtype].stream,
-      { portable, window: (options.window ?? 0) > 0 },
-    );
+    this.#attention[index] ??= new TreeAttention(this.#loader, spec, this.#toolsOf(spec).stream, {
+      portable,
+      window: (options.window ?? 0) > 0,
+    });
     return this.#attention[index];
   }
 
@@ -237,7 +274,7 @@ class CheckRun {
 
   #launch(index: number, times: number): void {
     const { spec, options } = this.#variants[index];
-    const tools = this.#tools[spec.dtype];
+    const tools = this.#toolsOf(spec);
     for (let i = 0; i < times; i++) {
       tools.poisonOutput();
       this.#attention[index].launch(tools.tensors(spec), tools.stream, options);
@@ -248,7 +285,7 @@ class CheckRun {
 
   #compare(plan: number, index: number, forest: Forest): void {
     const { name, spec, options } = this.#variants[index];
-    const tools = this.#tools[spec.dtype];
+    const tools = this.#toolsOf(spec);
     const rows = Int32Array.from({ length: forest.rows }, (_, row) => row);
     const tensors = tools.tensors(spec);
     const errors = this.#reference.compare(spec, tensors, forest, rows, tools.stream, options);
@@ -267,7 +304,7 @@ class CheckRun {
   /** The float64 reference itself, for one row, against the host's. */
   #checkReference(index: number, forest: Forest, random: () => number): void {
     const { spec, options } = this.#variants[index];
-    const tools = this.#tools[spec.dtype];
+    const tools = this.#toolsOf(spec);
     const row = Math.floor(random() * forest.rows);
     const exact = new Float64Array(spec.kvHeads * spec.groupSize * spec.headDim);
     const tensors = tools.tensors(spec);
@@ -289,7 +326,7 @@ class CheckRun {
     forest: Forest,
     random: () => number,
   ): void {
-    const { stream } = this.#tools[this.#variants[index].spec.dtype];
+    const { stream } = this.#toolsOf(this.#variants[index].spec);
     const most = 1 + Math.floor(random() * GROWTH_TOKENS);
     let plan = first;
     for (let step = 0; step < GROWTH_STEPS; step++) {
@@ -305,7 +342,7 @@ class CheckRun {
 
   free(): void {
     for (const attention of this.#attention) attention?.free();
-    for (const tools of Object.values(this.#tools)) tools.free();
+    for (const tools of this.#tools.values()) tools.free();
     this.#reference.free();
   }
 }

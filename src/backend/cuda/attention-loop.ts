@@ -14,7 +14,7 @@ import type { BenchTools } from './bench-tools.ts';
 import type { Event, Graph } from './driver.ts';
 import type { KernelLoader } from './kernel-loader.ts';
 import { growLeaves, scatteredForest } from './scattered-forest.ts';
-import type { AttentionSpec } from './variants.ts';
+import { type AttentionSpec, kvNumberBytes } from './variants.ts';
 
 /** Launches of a step: the layers of a model of middle size. */
 const LAYERS = 32;
@@ -54,7 +54,7 @@ export interface LoopResult {
 /** Bytes of KV that a loop over the workload needs. */
 export function loopBytes(workload: Workload, spec: AttentionSpec, steps: number): number {
   const { pages } = scatteredForest(workload, spec.pageSize, steps + WARM_STEPS);
-  return pages * spec.pageSize * spec.kvHeads * spec.headDim * 4;
+  return pages * spec.pageSize * spec.kvHeads * spec.headDim * 2 * kvNumberBytes(spec);
 }
 
 /** Runs one workload's loop; the tools' KV memory holds at least `loopBytes`. */

@@ -11,7 +11,7 @@ import { packArguments } from './launch-arguments.ts';
 import { type AttentionSpec, variantFor } from './variants.ts';
 
 /** Letters of `struct Reference` in kernels/bench-tools.cu. */
-const ARGUMENTS = 'ppppppppppppiiiiii';
+const ARGUMENTS = 'pppppppppppppiiiiii';
 const NODE_WORDS = 5;
 const SAMPLE_WORDS = 3;
 const ERROR_NUMBERS = 3;
@@ -86,7 +86,7 @@ export class AttentionReference {
     this.#cuda.upload(inputAt, input);
     const args = packArguments(ARGUMENTS, [
       ...[tensors.kv, tensors.queries, tensors.out, inputAt, pagesAt, sampleAt],
-      ...[at, slotAt, exactAt, errorAt],
+      ...[at, slotAt, exactAt, errorAt, tensors.kvScales ?? 0n],
       doubleBits(options.scale ?? 1 / Math.sqrt(spec.headDim)),
       doubleBits(options.softcap ?? 0),
       ...[options.window ?? 0, room, spec.kvHeads, tensors.queryStride, tensors.outStride, 0],

@@ -12,10 +12,10 @@ import { packArguments } from './launch-arguments.ts';
 import { PlanGrowth } from './plan-growth.ts';
 import { PlanImageBuilder } from './plan-image.ts';
 import { Staging } from './staging.ts';
-import { type AttentionSpec, type Variant, variantFor } from './variants.ts';
+import { type AttentionSpec, kvNumberBytes, type Variant, variantFor } from './variants.ts';
 
 /** Letters of `struct Attention` in kernels/plan-image.cuh. */
-const ARGUMENTS = 'pppppppppffiiii';
+const ARGUMENTS = 'ppppppppppffiiii';
 /** Those of `ff_plan_step` in kernels/plan-step.cuh, and its blocks. */
 const STEP_ARGUMENTS = 'pppppiii';
 const STEP_BLOCKS = 8;
@@ -24,6 +24,9 @@ const ABORTS: Readonly<Record<number, string>> = {
   1: 'a KV tile was never given back by its readers',
   2: 'a KV tile never arrived',
   3: 'a partial result of a split row never arrived',
+  11: 'a unit of a product never arrived, or was never given back',
+  12: 'the input of a product never arrived',
+  13: 'a part of a product never arrived',
 };
 
 /** One layer's tensors: addresses on the device. Strides are in elements. */
@@ -35,6 +38,8 @@ export interface AttentionTensors {
   readonly queryStride: number;
   readonly out: bigint;
   readonly outStride: number;
+  /** (kv heads, 2) floats with 8-bit KV: what K and V of each head are multiplied by. */
+  readonly kvScales?: bigint;
 }
 
 /** Optional terms of the attention formula. */
@@ -141,7 +146,7 @@ export class TreeAttention {
   /** Bytes of one page of one layer: all KV heads, K and V. */
   get pageBytes(): number {
     const { pageSize, kvHeads, headDim } = this.spec;
-    return pageSize * kvHeads * headDim * 4;
+    return pageSize * kvHeads * headDim * 2 * kvNumberBytes(this.spec);
   }
 
   /** Changes when a captured graph of launches must be made again. */
@@ -215,6 +220,7 @@ export class TreeAttention {
       this.#sums.address,
       this.#counters.address,
       this.#abort.address,
+      tensors.kvScales ?? 0n,
       scale * Math.LOG2E,
       options.softcap ?? 0,
       options.window ?? 0,
@@ -254,7 +260,7 @@ export class TreeAttention {
     this.#cuda.fill(this.#abort.address, 0, 16, stream);
     throw new FlashForgeError(
       'device',
-      `the attention kernel gave up: ${ABORTS[code] ?? `code ${code}`}`,
+      `a kernel gave up: ${ABORTS[code] ?? `code ${code}`}`,
     );
   }
 

@@ -16,12 +16,19 @@ import { type AttentionSpec, variantFor } from './variants.ts';
 /** Read between two timed calls: several times the largest L2 cache. */
 const FLUSH_BYTES = 256 * 2 ** 20;
 const READ_BYTES = 2 ** 31;
+/** Scales of K and V of each KV head with 8-bit KV: any numbers that differ. */
+const SCALES_MAX = 256;
+export const KV_SCALES = Float32Array.from(
+  { length: SCALES_MAX },
+  (_, i) => 0.5 + ((i * 7) % 16) / 16,
+);
 
 export class BenchTools {
   readonly stream: Stream;
   readonly #cuda: Cuda;
   readonly #reference: AttentionReference;
   readonly #dtype: 'f16' | 'bf16';
+  readonly #kvType: 'e4m3' | undefined;
   readonly #module: Module;
   readonly #read: Kernel;
   readonly #events: [Event, Event];
@@ -30,12 +37,14 @@ export class BenchTools {
   #kv = 0n;
   #q = 0n;
   #out = 0n;
+  #scales = 0n;
   #outBytes = 0;
 
-  constructor(loader: KernelLoader, dtype: 'f16' | 'bf16') {
+  constructor(loader: KernelLoader, dtype: 'f16' | 'bf16', kvType?: 'e4m3') {
     this.#reference = new AttentionReference(loader);
     this.#cuda = loader.cuda;
     this.#dtype = dtype;
+    this.#kvType = kvType;
     this.stream = this.#cuda.stream();
     this.#module = loader.load('bench-tools.cu', this.#defines(128, 1, 16));
     this.#read = this.#module.kernel('ff_read');
@@ -64,18 +73,23 @@ export class BenchTools {
   /** The same for so many bytes of KV, and of queries and output. */
   reserveBytes(kv: number, ends: number): void {
     for (const part of this.#memory) part.free();
-    this.#memory = [kv, ends, ends].map((bytes) => this.#cuda.alloc(bytes));
-    [this.#kv, this.#q, this.#out] = this.#memory.map((part) => part.address);
+    this.#memory = [kv, ends, ends, SCALES_MAX * 4].map((bytes) => this.#cuda.alloc(bytes));
+    [this.#kv, this.#q, this.#out, this.#scales] = this.#memory.map((part) => part.address);
+    this.#cuda.upload(this.#scales, KV_SCALES);
     this.#outBytes = ends;
-    this.random(this.#kv, kv / 2, 1);
+    this.#random(this.#kvType ? 'ff_random8' : 'ff_random', this.#kv, kv / 2, 1);
     this.random(this.#q, ends / 2, 2);
   }
 
   /** Fills 16-bit numbers with mean 0 and variance 1. */
   random(to: bigint, count: number, seed: number): void {
+    this.#random('ff_random', to, count, seed);
+  }
+
+  #random(name: string, to: bigint, count: number, seed: number): void {
     const args = packArguments('ppi', [to, BigInt(count), seed]);
     this.#cuda.launch(
-      this.#module.kernel('ff_random'),
+      this.#module.kernel(name),
       { blocks: this.#cuda.info.multiprocessors * 8, threads: 256 },
       args,
       this.stream,
@@ -90,6 +104,7 @@ export class BenchTools {
       queryStride: stride,
       out: this.#out,
       outStride: stride,
+      ...(spec.kv === undefined ? {} : { kvScales: this.#scales }),
     };
   }
 

@@ -5,8 +5,8 @@
  */
 import type { Forest } from '../../kvcache/forest.ts';
 import type { AttentionOptions } from './attention.ts';
-import type { BenchTools } from './bench-tools.ts';
-import type { AttentionSpec } from './variants.ts';
+import { type BenchTools, KV_SCALES } from './bench-tools.ts';
+import { type AttentionSpec, kvNumberBytes } from './variants.ts';
 
 /** (query heads, head_dim) of one row. */
 export function hostAttention(
@@ -22,7 +22,7 @@ export function hostAttention(
   tools.downloadQueries(words, row * heads * headDim);
   const number = spec.dtype === 'bf16' ? fromBf16 : fromF16;
   const queries = Float64Array.from(words, number);
-  const tokens = rowTokens(tools, spec, forest, row, options.window ?? 0, number);
+  const tokens = rowTokens(tools, spec, forest, row, options.window ?? 0);
   const out = new Float64Array(heads * headDim);
   for (let head = 0; head < heads; head++) {
     const query = queries.subarray(head * headDim, (head + 1) * headDim);
@@ -54,15 +54,16 @@ interface Token {
 /** K and V of all tokens that a row sees; the layout of a page is that of docs/kernel.md. */
 function rowTokens(
   tools: BenchTools,
-  { kvHeads, headDim, pageSize }: AttentionSpec,
+  spec: AttentionSpec,
   forest: Forest,
   row: number,
   window: number,
-  number: (bits: number) => number,
 ): Token[] {
+  const { kvHeads, headDim, pageSize } = spec;
   const position = forest.rowPosition[row];
   const from = window > 0 ? position + 1 - window : 0;
-  const page = new Uint16Array(pageSize * kvHeads * headDim * 2);
+  const page = new Uint16Array(pageSize * kvHeads * headDim * kvNumberBytes(spec));
+  const read = readerOf(spec, page);
   const tokens: Token[] = [];
   for (let node = 0; node < forest.nodes; node++) {
     if (row < forest.rowBegin[node] || row >= forest.rowEnd[node]) continue;
@@ -74,18 +75,38 @@ function rowTokens(
       const id = forest.pages[forest.pageBegin[node] + Math.floor(slot / pageSize)];
       if (id !== held) tools.downloadKv(id * page.byteLength, page);
       held = id;
-      const within = slot % pageSize;
-      const read = (part: number): Float64Array =>
-        Float64Array.from({ length: kvHeads * headDim }, (_, i) => {
-          const [head, d] = [Math.floor(i / headDim), i % headDim];
-          const group = head * (pageSize / 8) + Math.floor(within / 8);
-          const block = group * headDim * 16 + part * headDim * 8 + Math.floor(d / 8) * 64;
-          return number(page[block + (within % 8) * 8 + (d % 8)]);
-        });
-      tokens.push({ keys: read(0), values: read(1) });
+      const numbers = (part: 0 | 1): Float64Array =>
+        Float64Array.from({ length: kvHeads * headDim }, (_, i) =>
+          read(part, Math.floor(i / headDim), slot % pageSize, i % headDim),
+        );
+      tokens.push({ keys: numbers(0), values: numbers(1) });
     }
   }
   return tokens;
+}
+
+type Reader = (part: 0 | 1, head: number, token: number, d: number) => number;
+
+/** Reads K (part 0) or V of a page's token; blocks are 8 tokens of 16 bytes each. */
+function readerOf({ headDim, pageSize, dtype, kv }: AttentionSpec, page: Uint16Array): Reader {
+  const width = kv === 'e4m3' ? 16 : 8;
+  const bytes = new Uint8Array(page.buffer);
+  const number = dtype === 'bf16' ? fromBf16 : fromF16;
+  return (part, head, token, d) => {
+    const group = head * (pageSize / 8) + Math.floor(token / 8);
+    const block = (group * 2 + part) * headDim * 8 + Math.floor(d / width) * 8 * width;
+    const at = block + (token % 8) * width + (d % width);
+    return kv === 'e4m3' ? KV_SCALES[head * 2 + part] * fromE4m3(bytes[at]) : number(page[at]);
+  };
+}
+
+function fromE4m3(bits: number): number {
+  const exponent = (bits >> 3) & 15;
+  const fraction = bits & 7;
+  const sign = bits & 0x80 ? -1 : 1;
+  if (exponent === 15 && fraction === 7) return Number.NaN;
+  if (exponent === 0) return sign * fraction * 2 ** -9;
+  return sign * (1 + fraction / 8) * 2 ** (exponent - 7);
 }
 
 function fromBf16(bits: number): number {

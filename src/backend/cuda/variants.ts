@@ -14,8 +14,8 @@ export const GROUP_VECTORS = 64;
 
 /** Shared memory in which the states of two groups of warps leave room for a ring of KV tiles. */
 const SHARED_BYTES_FOR_TWO = 128 * 1024;
-/** More stages than this do not help. */
-const STAGES_MAX = 8;
+/** More stages than this do not help: as many tokens, or as many bytes. */
+const STAGES_MAX = { wide: 8, eight: 12 };
 
 /** What a model and its cache ask of the kernel. */
 export interface AttentionSpec {
@@ -25,9 +25,16 @@ export interface AttentionSpec {
   readonly kvHeads: number;
   /** Tokens of a KV page: a multiple of 16, up to 256. */
   readonly pageSize: number;
+  /** Of queries and output, and of KV unless `kv` says otherwise. */
   readonly dtype: 'f16' | 'bf16';
+  /** KV as 8-bit floats (OCP E4M3) with a scale a KV head for K and one for V. */
+  readonly kv?: 'e4m3';
   readonly softcap?: boolean;
 }
+
+/** Bytes of one number of KV. */
+export const kvNumberBytes = ({ kv }: { readonly kv?: 'e4m3' | undefined }): number =>
+  kv === 'e4m3' ? 1 : 2;
 
 /** A compiled shape of the kernel. */
 export interface Variant {
@@ -68,6 +75,12 @@ export function variantFor(spec: AttentionSpec, arch: string, portable = false):
       `page size must be a multiple of 16 between 16 and 256 on CUDA, got ${pageSize}`,
     );
   }
+  if (spec.kv === 'e4m3' && /^sm_8[0-7]/.test(arch)) {
+    throw new FlashForgeError(
+      'device',
+      `8-bit KV needs compute capability 8.9 or later, and this device is ${arch}`,
+    );
+  }
   const hopper = arch.startsWith('sm_90');
   const budget = sharedBudget(arch);
   const groups = headDim === 256 || budget < SHARED_BYTES_FOR_TWO ? 1 : 2;
@@ -75,9 +88,12 @@ export function variantFor(spec: AttentionSpec, arch: string, portable = false):
   const threads = groups * 128 + (hopper ? 128 : 32);
   const tile = headDim === 256 ? 32 : 64;
   /* Hopper holds queries in registers, except where the accumulators need them all. */
-  const buffers = hopper && !portable && headDim <= 128 ? 1 : 2;
-  const fixed = sharedBytes(headDim, tile, 0, groups, buffers);
-  const stages = Math.min(STAGES_MAX, Math.floor((budget - fixed) / (tile * headDim * 4 + 128)));
+  const mma = portable || !hopper || spec.kv === 'e4m3';
+  const buffers = !mma && headDim <= 128 ? 1 : 2;
+  const tokenBytes = headDim * 2 * kvNumberBytes(spec);
+  const fixed = sharedBytes(headDim, tile, 0, groups, buffers, tokenBytes);
+  const most = spec.kv === 'e4m3' ? STAGES_MAX.eight : STAGES_MAX.wide;
+  const stages = Math.min(most, Math.floor((budget - fixed) / (tile * tokenBytes + 128)));
   return {
     arch,
     defines: {
@@ -91,10 +107,11 @@ export function variantFor(spec: AttentionSpec, arch: string, portable = false):
       FF_THREADS: threads,
       FF_BF16: spec.dtype === 'bf16' ? 1 : 0,
       FF_SOFTCAP: spec.softcap ? 1 : 0,
-      FF_PORTABLE: portable || !hopper ? 1 : 0,
+      FF_PORTABLE: mma ? 1 : 0,
+      FF_KV8: spec.kv === 'e4m3' ? 1 : 0,
     },
     threads,
-    sharedBytes: sharedBytes(headDim, tile, stages, groups, buffers),
+    sharedBytes: sharedBytes(headDim, tile, stages, groups, buffers, tokenBytes),
     groupRows: Math.floor(GROUP_VECTORS / groupSize),
     narrow: buffers === 1,
     taskRows: groups * Math.floor(GROUP_VECTORS / groupSize),
@@ -114,8 +131,9 @@ function sharedBytes(
   stages: number,
   groups: number,
   buffers: number,
+  tokenBytes: number,
 ): number {
-  const ring = stages * (tile * headDim * 4 + (tile / 16) * 16 + 16);
+  const ring = stages * (tile * tokenBytes + (tile / 16) * 16 + 16);
   const queries = groups * buffers * GROUP_VECTORS * headDim * 2;
   const state = groups > 1 ? (headDim * 64 + 512) * 4 : 16;
   return ring + queries + state + 16;

@@ -42,6 +42,19 @@ describe('kernels compile without a GPU', { concurrency: false }, () => {
     }
   }
 
+  for (const headDim of HEAD_DIMS) {
+    test(`sm_90a head_dim ${headDim} with 8-bit KV`, (t) => {
+      if (typeof found === 'string') return t.skip(found);
+      const spec = { headDim, groupSize: 4, kvHeads: 8, pageSize: 16, dtype: 'bf16' } as const;
+      const { defines } = variantFor({ ...spec, kv: 'e4m3' }, 'sm_90a');
+      const { log } = compile(found, kernelSources(), 'tree-attention.cu', 'sm_90a', defines);
+      const [use] = resourceUse(log);
+      t.diagnostic(`${use.registers} registers, ${use.spillBytes} bytes spilled`);
+      assert.ok(use.spillBytes <= 32, 'hardly any spills');
+      compile(found, kernelSources(), 'bench-tools.cu', 'sm_90a', defines);
+    });
+  }
+
   test('the other variants compile', (t) => {
     if (typeof found === 'string') return t.skip(found);
     for (const [arch, portable] of [

@@ -21,6 +21,24 @@ extern "C" __global__ void ff_random(u16* to, u64 count, u32 seed) {
   }
 }
 
+#if __CUDA_ARCH__ >= 890
+/* The same as 8-bit floats (e4m3), two a thread and round. */
+extern "C" __global__ void ff_random8(u16* to, u64 count, u32 seed) {
+  const u64 step = static_cast<u64>(gridDim.x) * blockDim.x;
+  for (u64 i = static_cast<u64>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
+    const u32 a = mix(static_cast<u32>(i) * 2654435761u + seed + static_cast<u32>(i >> 32));
+    const u32 b = mix(a + 0x9e3779b9u), c = mix(b + 0x9e3779b9u);
+    const float x = ((a & 0xffff) + (a >> 16) + (b & 0xffff) + (b >> 16)) / 65536.0f - 2.0f;
+    const float y = ((c & 0xffff) + (c >> 16) + (a & 0xffff) + (b >> 16)) / 65536.0f - 2.0f;
+    u16 pair;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;"
+        : "=h"(pair)
+        : "f"(y * 1.7320508f), "f"(x * 1.7320508f));
+    to[i] = pair;
+  }
+}
+#endif
+
 /* Reads everything once, 16 bytes a load, eight loads in flight a thread. */
 extern "C" __global__ void ff_read(const uint4* from, u64 count, u32* sink) {
   const u64 step = static_cast<u64>(gridDim.x) * blockDim.x;
@@ -42,8 +60,18 @@ extern "C" __global__ void ff_empty(int) {}
 __device__ double kv_element(const u16* kv, u64 unit, int token, int part, int d) {
   constexpr int kHeadDim = FF_HEAD_DIM;
   const u64 group = unit * 2 + (token >> 3);
+#if FF_KV8
+  const u16* pair = kv + group * kHeadDim * 8 + part * kHeadDim * 4 + (d >> 4) * 64 +
+                    (token & 7) * 8 + (d & 15) / 2;
+  u32 halves;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(*pair));
+  float f;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(static_cast<u16>(d & 1 ? halves >> 16 : halves)));
+  return f;
+#else
   return unpack16(kv[group * kHeadDim * 16 + part * kHeadDim * 8 + (d >> 3) * 64 +
                      (token & 7) * 8 + (d & 7)]);
+#endif
 }
 
 /* The step's forest and what is to be compared, as attention-reference.ts lays it out. */
@@ -58,6 +86,7 @@ struct Reference {
   int* slot;           /* (samples, query heads, room) */
   double* exact;       /* (samples, query heads, head_dim) */
   double* error;       /* (samples, query heads, 3): sums of (out - exact)^2, exact^2; largest */
+  const float* kv_scale; /* (kv_heads, 2) with 8-bit KV */
   double scale;
   double softcap;      /* 0 = none */
   int window;          /* 0 = none */
@@ -108,7 +137,7 @@ extern "C" __global__ void ff_reference(const __grid_constant__ Reference a) {
       for (int d = 0; d < FF_HEAD_DIM; d++)
         dot += static_cast<double>(unpack16(query[d])) *
                kv_element(a.kv, unit, at % kUnitTokens, 0, d);
-      dot *= a.scale;
+      dot *= a.scale * (FF_KV8 ? a.kv_scale[kv_head * 2] : 1.0f);
       if (a.softcap > 0.0) dot = a.softcap * tanh(dot / a.softcap);
       weight[start + t] = dot;
       slot[start + t] = place_in_kv;
@@ -131,7 +160,7 @@ extern "C" __global__ void ff_reference(const __grid_constant__ Reference a) {
                        token / kUnitTokens;
       o += weight[p] * kv_element(a.kv, unit, token % kUnitTokens, 1, d);
     }
-    o /= sum;
+    o *= (FF_KV8 ? a.kv_scale[kv_head * 2 + 1] : 1.0f) / sum;
     a.exact[place * FF_HEAD_DIM + d] = o;
     const double difference =
         unpack16(a.out[static_cast<u64>(row) * a.out_stride + head * FF_HEAD_DIM + d]) - o;

@@ -238,6 +238,17 @@ __device__ __forceinline__ u32 pack16(float lo, float hi) {
   return v;
 }
 
+/* The same in the type that the tensor cores take: 8-bit KV is widened to f16. */
+__device__ __forceinline__ u32 pack_operand(float lo, float hi) {
+#if FF_KV8
+  u32 v;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(hi), "f"(lo));
+  return v;
+#else
+  return pack16(lo, hi);
+#endif
+}
+
 __device__ __forceinline__ float unpack16(u16 v) {
   float f;
 #if FF_BF16

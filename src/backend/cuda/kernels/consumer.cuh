@@ -5,7 +5,7 @@
  */
 #pragma once
 #include "plan-image.cuh"
-#include "product-mma.cuh"
+#include "product-kv8.cuh"
 #include "product-wgmma.cuh"
 
 /* Named barriers of the block; 1 and 2 belong to the groups. */
@@ -41,6 +41,9 @@ struct Consumer {
   RowRecord record; /* of the row whose number is this thread's, to tell its merge */
   float o[kBlocks][4];
   float maximum[2], sum[2];
+  float head_scale; /* with 8-bit KV: scale_log2 times the scale of this KV head's keys */
+
+  __device__ float scale_log2() const { return Shape::kKv8 ? head_scale : a.scale_log2; }
 
   __device__ bool shares_rows() const {
     return Shape::kGroups > 1 && item.row_count > kRowsPerGroup;
@@ -52,6 +55,7 @@ struct Consumer {
     row_first = shares_rows() ? group * kRowsPerGroup : 0;
     const int left = item.row_count - row_first;
     row_count = left < kRowsPerGroup ? left : kRowsPerGroup;
+    if constexpr (Shape::kKv8) head_scale = a.scale_log2 * __ldg(a.kv_scale + item.kv_head * 2);
     const RowRecord* records = reinterpret_cast<const RowRecord*>(a.image) + item.row_record;
     const int mine = warp * 32 + lane;
     record = {-2, 0};
@@ -66,8 +70,7 @@ struct Consumer {
       position[half] = real ? __ldg(a.row_position + item.row_begin + row[half]) : -1;
       slot[half] = real ? __ldg(&records[row[half]].slot) : -2;
       if (!real) row[half] = 0xffff;
-      maximum[half] = kNone;
-      sum[half] = 0.0f;
+      maximum[half] = kNone, sum[half] = 0.0f;
     }
 #pragma unroll
     for (int b = 0; b < kBlocks; b++)
@@ -130,8 +133,8 @@ struct Consumer {
   __device__ void soften(float (&s)[kBlocksOfS][4], float (&scale)[2]) {
     if constexpr (Shape::kSoftcap) {
       /* softcap * tanh(x / softcap) = softcap * (1 - 2 / (exp(2 x / softcap) + 1)) */
-      const float in = 2.0f * a.scale_log2 / a.softcap;
-      const float out = a.softcap / a.scale_log2 * kLog2e;
+      const float in = 2.0f * scale_log2() / a.softcap;
+      const float out = a.softcap / scale_log2() * kLog2e;
 #pragma unroll
       for (int b = 0; b < kBlocksOfS; b++)
 #pragma unroll
@@ -147,7 +150,7 @@ struct Consumer {
         top = fmaxf(top, fmaxf(s[b][half * 2], s[b][half * 2 + 1]));
       top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
       top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
-      top = fmaxf(maximum[half], top * a.scale_log2);
+      top = fmaxf(maximum[half], top * scale_log2());
       scale[half] = exp2_fast(maximum[half] - top);
       maximum[half] = top;
       float add = 0.0f;
@@ -156,7 +159,7 @@ struct Consumer {
 #pragma unroll
         for (int i = 0; i < 2; i++) {
           float& value = s[b][half * 2 + i];
-          value = exp2_fast(value * a.scale_log2 - top);
+          value = exp2_fast(value * scale_log2() - top);
           add += value;
         }
       sum[half] = sum[half] * scale[half] + add;
@@ -171,7 +174,7 @@ struct Consumer {
 #pragma unroll
       for (int i = 0; i < 4; i++) {
         const float* from = &s[step * 2 + (i >> 1)][(i & 1) * 2];
-        p[step][i] = pack16(from[0], from[1]);
+        p[step][i] = pack_operand(from[0], from[1]);
       }
   }
 
@@ -354,17 +357,22 @@ struct Consumer {
       block_sync(kBarrierStagger, 256);
   }
 #else
-  __device__ void hold_queries(u32) {}
+  using Product = PortableProduct<kHeadDim, Shape::kTile>;
+
+  __device__ void hold_queries(u32 q) {
+    if constexpr (Shape::kKv8) {
+      Product::arrange(q, warp * 32 + lane);
+      group_sync();
+    }
+  }
   __device__ void consume_narrow() {}
 
   __device__ void consume_tiles(u32 q) {
-    using Product = MmaProduct<kHeadDim, Shape::kTile>;
     const int tiles = (item.entry_count + kEntries - 1) / kEntries;
     const bool padding = warp * 16 >= row_count * Shape::kGroup;
     Entry entries[kEntries];
     Use use = kSkip;
-    int t = 0;
-    while (advance(t, tiles, entries, use)) {
+    for (int t = 0; advance(t, tiles, entries, use);) {
       if (!padding) {
         float s[kScoreBlocks][4], scale[2];
         u32 p[Shape::kTile / 16][4];
@@ -375,8 +383,7 @@ struct Consumer {
         shrink(scale);
         Product::values(o, p, kv_address(tile), lane);
       }
-      release(tile);
-      t++, tile++;
+      release(tile), t++, tile++;
     }
     finish_sums();
   }

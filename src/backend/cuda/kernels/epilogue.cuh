@@ -65,6 +65,10 @@ struct Epilogue {
       const int vector = c.warp * 16 + (c.lane >> 2) + half * 8;
       const int head = vector % Shape::kGroup; /* within the KV head's group */
       const int slot = c.slot[half];
+      if constexpr (Shape::kKv8) {
+        write_kv8(half, slot, head);
+        continue;
+      }
       const int column = (c.lane & 3) * 2;
       if (slot == -1) {
         const float norm = c.sum[half] > 0.0f ? reciprocal(c.sum[half]) : 0.0f;
@@ -85,6 +89,33 @@ struct Epilogue {
         if ((c.lane & 3) == 0)
           c.a.partial_sum[index] = make_float2(c.maximum[half], c.sum[half]);
       }
+    }
+  }
+
+  /* One row of this thread with 8-bit KV: four consecutive numbers lie in two blocks. */
+  __device__ void write_kv8(int half, int slot, int head) {
+    const float scale = __ldg(c.a.kv_scale + c.item.kv_head * 2 + 1);
+    const int column = (c.lane & 3) * 4;
+    const u64 index =
+        (static_cast<u64>(slot) * c.a.kv_heads + c.item.kv_head) * Shape::kGroup + head;
+    float* partial = c.a.partial + index * Shape::kHeadDim + column;
+    u16* out = c.a.out + static_cast<u64>(c.item.row_begin + c.row[half]) * c.a.out_stride +
+               (c.item.kv_head * Shape::kGroup + head) * Shape::kHeadDim + column;
+    if (slot >= 0) {
+#pragma unroll
+      for (int b = 0; b < kBlocks; b += 2)
+        *reinterpret_cast<float4*>(partial + b * 8) =
+            make_float4(c.o[b][half * 2] * scale, c.o[b + 1][half * 2] * scale,
+                        c.o[b][half * 2 + 1] * scale, c.o[b + 1][half * 2 + 1] * scale);
+      if ((c.lane & 3) == 0)
+        c.a.partial_sum[index] = make_float2(c.maximum[half], c.sum[half]);
+    } else if (slot == -1) {
+      const float norm = c.sum[half] > 0.0f ? scale * reciprocal(c.sum[half]) : 0.0f;
+#pragma unroll
+      for (int b = 0; b < kBlocks; b += 2)
+        *reinterpret_cast<uint2*>(out + b * 8) =
+            make_uint2(pack16(c.o[b][half * 2] * norm, c.o[b + 1][half * 2] * norm),
+                       pack16(c.o[b][half * 2 + 1] * norm, c.o[b + 1][half * 2 + 1] * norm));
     }
   }
 

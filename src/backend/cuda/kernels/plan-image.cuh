@@ -69,6 +69,7 @@ struct Attention {
   float2* partial_sum; /* (slots, kv_heads, group): maximum (base 2, scaled) and sum */
   int* counters;       /* (merges, kv_heads, 2): partials written in launches of each parity */
   int* abort_flag;     /* [0] code of a wait that did not end, [1] see LaunchCount */
+  const float* kv_scale; /* with 8-bit KV: (kv_heads, 2), scales of K and V */
   float scale_log2; /* softmax scale * log2(e) */
   float softcap;    /* 0 = none; otherwise s = softcap * tanh(s / softcap) */
   int window;       /* 0 = none; otherwise only the last `window` positions are seen */

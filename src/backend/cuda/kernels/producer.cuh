@@ -8,7 +8,7 @@
 template <class Shape>
 struct Producer {
   static constexpr int kEntries = Shape::kTile / kUnitTokens; /* of one tile */
-  static constexpr u32 kUnitBytes = kUnitTokens * Shape::kHeadDim * 4;
+  static constexpr u32 kUnitBytes = kUnitTokens * Shape::kTokenBytes;
 
   const Attention& a;
   typename Shape::Shared& shared;

@@ -10,7 +10,7 @@
 #pragma once
 #include "common.cuh"
 
-#if FF_BF16
+#if FF_BF16 && !FF_KV8
 #define FF_MMA_TYPE "bf16.bf16"
 #else
 #define FF_MMA_TYPE "f16.f16"

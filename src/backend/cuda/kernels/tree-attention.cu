@@ -17,6 +17,8 @@ struct Shape {
   static constexpr int kStages = FF_STAGES; /* of the ring */
   static constexpr int kGroups = FF_GROUPS; /* of four consumer warps */
   static constexpr bool kSoftcap = FF_SOFTCAP;
+  static constexpr bool kKv8 = FF_KV8; /* KV as e4m3, with a scale a head for K and for V */
+  static constexpr int kTokenBytes = kHeadDim * (kKv8 ? 2 : 4); /* K and V of one head */
   /* Queries of the next item arrive while this one is computed on: in the same place where this
    * item's are in registers by then. */
   static constexpr int kQueryBuffers = FF_QUERY_BUFFERS;
@@ -25,7 +27,7 @@ struct Shape {
 
   struct Shared {
     struct Bulk {
-      unsigned char kv[kStages][kTile * kHeadDim * 4];
+      unsigned char kv[kStages][kTile * kTokenBytes];
       unsigned char q[kGroups][kQueryBuffers][64 * kHeadDim * 2];
       unsigned char state[kGroups > 1 ? (kHeadDim * 64 + 512) * 4 : 16];
     } bulk;
