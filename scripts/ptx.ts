@@ -64,8 +64,8 @@ async function kernelsOf(spec: AttentionSpec, capability: string): Promise<Shipp
   const cuda = await Cuda.open(0, new FakeDriver(capability).library);
   const { arch } = cuda.info;
   const compiler = {
-    ...{ name: 'none', version: 'none' },
-    cubin: (main: string, defines: Readonly<Record<string, number>>) => {
+    ...{ name: 'none', version: 'none', kept: true },
+    code: (main: string, defines: Readonly<Record<string, number>>) => {
       kernels.push({ main, arch, defines });
       return new Uint8Array();
     },

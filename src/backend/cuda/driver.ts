@@ -257,11 +257,6 @@ export class Cuda {
     return [Number(this.#out[0]), Number(total[0])];
   }
 
-  /** Memory of the driver's in this process, valid while the driver keeps it. */
-  view(address: bigint, bytes: number): Uint8Array {
-    return new Uint8Array(this.#library.viewOf(address, bytes));
-  }
-
   upload(to: bigint, from: NodeJS.TypedArray): void {
     this.check('cuMemcpyHtoD_v2', to, from, from.byteLength);
   }

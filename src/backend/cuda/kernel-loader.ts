@@ -10,7 +10,6 @@ import type { Cuda, Module } from './driver.ts';
 import { KernelCache } from './kernel-cache.ts';
 import { openNvrtc } from './libraries.ts';
 import { compile, nvrtcVersion, type Sources } from './nvrtc.ts';
-import { assemble } from './ptx-assembler.ts';
 import { findPtx, hasPtx, shippedPtx } from './shipped-ptx.ts';
 import type { NvrtcLibrary } from './signatures.ts';
 import { kernelSources } from './variants.ts';
@@ -23,8 +22,10 @@ export interface KernelCompiler {
   readonly name: string;
   /** All that its results depend on besides sources and constants. */
   readonly version: string;
+  /** Results are machine code, to be kept on disk; else PTX, which the driver keeps by itself. */
+  readonly kept: boolean;
   /** @throws FlashForgeError 'compile'. */
-  cubin(main: string, defines: Defines): Uint8Array;
+  code(main: string, defines: Defines): Uint8Array;
 }
 
 export class KernelLoader {
@@ -49,6 +50,7 @@ export class KernelLoader {
 
   /** @throws FlashForgeError 'compile' with the log, 'device' if the module does not load. */
   load(main: string, defines: Defines): Module {
+    if (!this.compiler.kept) return loadPtx(this.cuda, main, this.compiler.code(main, defines));
     const { arch, driverVersion } = this.cuda.info;
     const compilerVersion = this.compiler.version;
     const sources = this.#sources;
@@ -56,7 +58,7 @@ export class KernelLoader {
     let compiled = false;
     const compile = (): Uint8Array => {
       compiled = true;
-      return this.compiler.cubin(main, defines);
+      return this.compiler.code(main, defines);
     };
     const cubin = this.#cache.get(key, compile);
     try {
@@ -103,7 +105,8 @@ function nvrtcCompiler(cuda: Cuda, sources: Sources, nvrtc: NvrtcLibrary): Kerne
   return {
     name: version.toUpperCase(),
     version,
-    cubin: (main, defines) => compile(nvrtc, sources, main, cuda.info.arch, defines).cubin,
+    kept: true,
+    code: (main, defines) => compile(nvrtc, sources, main, cuda.info.arch, defines).cubin,
   };
 }
 
@@ -111,9 +114,10 @@ function ptxCompiler(cuda: Cuda, sources: Sources, reason: string): KernelCompil
   return {
     name: "the package's PTX, compiled by the driver",
     version: 'ptx',
-    cubin: (main, defines) => {
+    kept: false,
+    code: (main, defines) => {
       const ptx = findPtx(shippedPtx(sources, main, cuda.info.arch, defines));
-      if (ptx !== undefined) return assemble(cuda, main, ptx);
+      if (ptx !== undefined) return new TextEncoder().encode(`${ptx}\0`);
       throw new FlashForgeError(
         'compile',
         `the package has no PTX of ${main} for this model's shape on ${cuda.info.arch}, and it ` +
@@ -121,6 +125,23 @@ function ptxCompiler(cuda: Cuda, sources: Sources, reason: string): KernelCompil
       );
     },
   };
+}
+
+/**
+ * The driver compiles PTX as one whole. (Its linker, which would give us the machine code, compiles
+ * as for separate units, which serialises wgmma: wide trees took 65 us instead of 35 on an H200.)
+ */
+function loadPtx(cuda: Cuda, main: string, ptx: Uint8Array): Module {
+  try {
+    return cuda.load(ptx);
+  } catch (cause) {
+    throw new FlashForgeError(
+      'compile',
+      `the driver does not compile the package's PTX of ${main} (${(cause as Error).message}); ` +
+        'update the driver or install NVRTC with "pip install nvidia-cuda-nvrtc"',
+      { cause },
+    );
+  }
 }
 
 /** FLASHFORGE_CACHE, else the user's cache folder. */

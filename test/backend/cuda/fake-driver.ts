@@ -36,8 +36,6 @@ export class FakeDriver {
   readonly living = new Map<string, number>();
   /** Launches: blocks, threads and shared bytes. */
   readonly launches: { blocks: number; threads: number; sharedBytes: number }[] = [];
-  /** PTX programs that were made into machine code. */
-  linked = 0;
   driverVersion = 13000;
   devices = 1;
   #next = 1n << 40n;
@@ -85,10 +83,6 @@ export class FakeDriver {
     if (name === 'cuDeviceTotalMem_v2') out[0] = 1n << 37n;
     if (name === 'cuMemGetInfo_v2') out[0] = (args[1] as BigUint64Array)[0] = 1n << 37n;
     if (name === 'cuModuleGetFunction') out[0] = this.#next;
-    if (name === 'cuLinkComplete') {
-      (args[2] as BigUint64Array)[0] = 16n;
-      this.linked++;
-    }
     if (name === 'cuStreamEndCapture') (args[1] as BigUint64Array)[0] = this.#next;
     if (name === 'cuLaunchKernel') {
       const [, blocks, , , threads, , , sharedBytes] = args as number[];

@@ -108,7 +108,7 @@ test('what the driver does not take is compiled anew, once', () =>
     const nvrtc = compiler();
     const fake = new FakeDriver();
     const cuda = await Cuda.open(0, fake.library);
-    const ours = { name: 'ours', version: '1', cubin: nvrtc.compile };
+    const ours = { name: 'ours', version: '1', kept: true, code: nvrtc.compile };
     const loader = new KernelLoader(cuda, ours, new KernelCache(folder), KEY.sources);
     loader.load(KEY.main, KEY.defines);
     loader.load(KEY.main, KEY.defines);
