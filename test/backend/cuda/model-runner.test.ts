@@ -34,7 +34,7 @@ const ILLEGAL_ADDRESS = 700;
 async function fakeRunner(): Promise<{ runner: CudaRunner; fake: FakeDriver; input: StepInput }> {
   const fake = new FakeDriver();
   const cuda = await Cuda.open(0, fake.library);
-  const compiler = { name: 'none', version: 'none', cubin: () => new Uint8Array() };
+  const compiler = { name: 'none', version: 'none', kept: true, code: () => new Uint8Array() };
   const cache = new KernelCache(join(import.meta.filename, 'none'));
   const loader = new KernelLoader(cuda, compiler, cache, kernelSources());
   const stream = cuda.stream();
