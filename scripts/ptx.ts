@@ -14,7 +14,6 @@ import { KernelCache } from '../src/backend/cuda/kernel-cache.ts';
 import { KernelLoader } from '../src/backend/cuda/kernel-loader.ts';
 import { openNvrtc } from '../src/backend/cuda/libraries.ts';
 import { DecoderKernels } from '../src/backend/cuda/model/cuda-ops.ts';
-import { LINEAR_ROWS_MAX, LinearKernels } from '../src/backend/cuda/model/linear.ts';
 import { Sampler } from '../src/backend/cuda/model/sampler.ts';
 import { compileToPtx, nvrtcVersion } from '../src/backend/cuda/nvrtc.ts';
 import { packPtx, ptxArch, ptxFolder, shippedPtx } from '../src/backend/cuda/shipped-ptx.ts';
@@ -76,10 +75,6 @@ async function kernelsOf(spec: AttentionSpec, capability: string): Promise<Shipp
   const stream = cuda.stream();
   new TreeAttention(loader, spec, stream);
   new DecoderKernels(loader, spec.headDim, spec.pageSize, spec.dtype);
-  if (arch === 'sm_90a') {
-    const linear = new LinearKernels(loader, spec, 1, 0n, stream);
-    for (let rows = 1; rows <= LINEAR_ROWS_MAX; rows++) linear.load(rows);
-  }
   const nothing = cuda.alloc(0);
   new Sampler(loader, { maxRows: 1, inputs: nothing, logits: nothing }, 1, stream);
   const { headDim, groupSize, kvHeads } = spec;

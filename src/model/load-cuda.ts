@@ -14,7 +14,7 @@ import { DecoderKernels } from '../backend/cuda/model/cuda-ops.ts';
 import { CudaRunner } from '../backend/cuda/model/cuda-runner.ts';
 import { CudaHostKv, type HostMemory, pinHostMemory } from '../backend/cuda/model/kv-offload.ts';
 import { Sampler } from '../backend/cuda/model/sampler.ts';
-import { openWays } from '../backend/cuda/model/tune.ts';
+import { openChoices } from '../backend/cuda/model/tune.ts';
 import { WeightUpload } from '../backend/cuda/model/weight-upload.ts';
 import { openEnergyMeter } from '../backend/cuda/nvml.ts';
 import { defaultCudaProfile } from '../backend/cuda/profile.ts';
@@ -110,7 +110,7 @@ async function load(
   const kvLayerBytes = pages * attention.pageBytes;
   const parts = {
     ...{ cuda, stream, kernels, cublas, attention, model, buffers, kvLayerBytes },
-    ...openWays(loader),
+    choices: openChoices(loader),
     kv: kv.address,
   };
   const host = hostMemory(cuda, tokenBytes * PAGE_TOKENS, options);

@@ -94,8 +94,6 @@ export interface LaunchShape {
   readonly sharedBytes?: number;
   /** It may start before the one before it ends, and waits by itself (griddepcontrol). */
   readonly overlaps?: boolean;
-  /** The arguments are one structure, which the driver aligns as it must be. */
-  readonly isStruct?: boolean;
 }
 
 /** One CUDA device with its primary context current on the calling thread. */
@@ -337,16 +335,15 @@ export class Cuda {
     this.#launchArguments.set(args);
     this.#launchSize[0] = BigInt(args.byteLength);
     const [bytes, size] = [addressOf(this.#launchArguments), addressOf(this.#launchSize)];
-    this.#launchExtra.set(shape.isStruct ? [bytes] : [1n, bytes, 2n, size, 0n]);
-    const ways = shape.isStruct ? [this.#launchExtra, null] : [null, this.#launchExtra];
+    this.#launchExtra.set([1n, bytes, 2n, size, 0n]);
     const { blocks, blocksY = 1, threads, sharedBytes = 0 } = shape;
     if (shape.overlaps) {
       packOverlapping(this.#launchConfig, addressOf(this.#launchConfig), shape, stream.handle);
-      this.check('cuLaunchKernelEx', this.#launchConfig, kernel.handle, ...ways);
+      this.check('cuLaunchKernelEx', this.#launchConfig, kernel.handle, null, this.#launchExtra);
       return;
     }
     const grid = [blocks, blocksY, 1, threads, 1, 1, sharedBytes];
-    this.check('cuLaunchKernel', kernel.handle, ...grid, stream.handle, ...ways);
+    this.check('cuLaunchKernel', kernel.handle, ...grid, stream.handle, null, this.#launchExtra);
   }
 
   /** Records what `work` enqueues on `stream` as a graph. */

@@ -48,7 +48,6 @@ export const DRIVER = {
   cuFuncGetAttribute: 'pip',
   cuLaunchKernel: 'puuuuuuuppp',
   cuLaunchKernelEx: 'pppp',
-  cuTensorMapEncodeTiled: 'piupppppiiii',
   cuStreamBeginCapture_v2: 'pi',
   cuStreamEndCapture: 'pp',
   cuGraphInstantiateWithFlags: 'ppz',

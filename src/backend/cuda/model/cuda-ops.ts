@@ -11,10 +11,8 @@ import type { Cuda, Kernel, Module } from '../driver.ts';
 import type { KernelLoader } from '../kernel-loader.ts';
 import { packArguments } from '../launch-arguments.ts';
 import { type CudaBuffers, type HalfType, INPUTS, type InputName } from './cuda-model.ts';
-import { type ChainParts, layerPhases, outputPhase, qkvPhase } from './layer-chain.ts';
-import { LinearKernels, type LinearPhase } from './linear.ts';
 import type { MeasuredChoices } from './measured-choices.ts';
-import { runProduct } from './products.ts';
+import { type ProductParts, runProduct } from './products.ts';
 
 const NAMES = [
   'ff_round',
@@ -56,18 +54,8 @@ export const decoderDefines = (
   FF_BF16: dtype === 'bf16' ? 1 : 0,
 });
 
-/** How a bucket's products are computed: by cuBLASLt one by one, or by our own kernel. */
-export interface Ways {
-  /** Everything from one attention to the next in one launch. */
-  readonly chained: boolean;
-  /** The logits' product. */
-  readonly ownOutput: boolean;
-}
-
 /** Everything that operations work with. */
-export interface CudaParts extends ChainParts {
-  /** By rows and by logit rows, once tune.ts has measured. */
-  readonly ways: { readonly [Name in keyof Ways]: Map<number, boolean> };
+export interface CudaParts extends ProductParts {
   readonly choices: MeasuredChoices;
   readonly cuda: Cuda;
   readonly kernels: DecoderKernels;
@@ -87,22 +75,16 @@ export class CudaOps implements DecoderOps {
   readonly #overlaps: boolean;
   #rows = 0;
   #logitRows = 0;
-  #ways: Ways = { chained: false, ownOutput: false };
 
   constructor(parts: CudaParts) {
     this.#parts = parts;
-    this.#overlaps = LinearKernels.runsOn(parts.cuda.info.arch);
+    this.#overlaps = parts.cuda.info.arch === 'sm_90a';
   }
 
-  /** Takes up a bucket: operations that follow compute so many rows, in one of the ways. */
-  begin(rows: number, logitRows: number, ways?: Ways): void {
-    const { chained, ownOutput } = this.#parts.ways;
+  /** Takes up a bucket: operations that follow compute so many rows. */
+  begin(rows: number, logitRows: number): void {
     this.#rows = rows;
     this.#logitRows = logitRows;
-    this.#ways = ways ?? {
-      chained: chained.get(rows) ?? false,
-      ownOutput: ownOutput.get(logitRows) ?? false,
-    };
   }
 
   embed(): void {
@@ -112,17 +94,12 @@ export class CudaOps implements DecoderOps {
     this.#launch('ff_embed', { blocks: this.#rows, threads: THREADS.embed }, args);
   }
 
-  /** In a chain, the launch after the last layer's attention has done it already. */
   attentionInput(layer: number): void {
-    const { chained } = this.#ways;
-    if (chained && layer > 0) return;
     this.#norm(this.#parts.model.layers[layer].attnNorm, this.#rows, 0n);
-    if (chained) this.#chain([qkvPhase(this.#parts, layer)], this.#rotation(layer));
-    else runProduct(this.#parts, 'qkv', layer, this.#rows);
+    runProduct(this.#parts, 'qkv', layer, this.#rows);
   }
 
   rotateAndStore(layer: number): void {
-    if (this.#ways.chained) return;
     const { heads, kvHeads } = this.#parts.model.config;
     const warps = this.#rows * (heads + 2 * kvHeads);
     const shape = { blocks: ceilDiv(warps, THREADS.rotate / 32), threads: THREADS.rotate };
@@ -164,25 +141,20 @@ export class CudaOps implements DecoderOps {
         outStride: heads * headDim,
       },
       stream,
-      { window: slidingWindow ?? 0 },
+      { window: slidingWindow ?? 0, overlaps: this.#overlaps },
     );
   }
 
   attentionOutput(layer: number): void {
-    const { layers } = this.#parts.model.config;
-    const rotation = layer + 1 < layers ? this.#rotation(layer + 1) : undefined;
-    if (this.#ways.chained) this.#chain(layerPhases(this.#parts, layer), rotation);
-    else runProduct(this.#parts, 'o', layer, this.#rows);
+    runProduct(this.#parts, 'o', layer, this.#rows);
   }
 
   mlpInput(layer: number): void {
-    if (this.#ways.chained) return;
     this.#norm(this.#parts.model.layers[layer].mlpNorm, this.#rows, 0n);
     runProduct(this.#parts, 'gateUp', layer, this.#rows);
   }
 
   mlpOutput(layer: number): void {
-    if (this.#ways.chained) return;
     const { model, buffers } = this.#parts;
     const { intermediate } = model.config;
     const shape = {
@@ -200,8 +172,7 @@ export class CudaOps implements DecoderOps {
     const count = this.#logitRows;
     if (count === 0) return;
     this.#norm(model.outputNorm, count, inputAddress(buffers, 'logitRows'));
-    if (this.#ways.ownOutput) this.#chain([outputPhase(this.#parts)], undefined, count);
-    else runProduct(this.#parts, 'output', 0, count);
+    runProduct(this.#parts, 'output', 0, count);
   }
 
   /** buffers.input = RMSNorm(x) * weight, of all rows or of those in `index`. */
@@ -211,11 +182,6 @@ export class CudaOps implements DecoderOps {
     const addresses = [buffers.x.address, weight, index, buffers.input.address];
     const args = packArguments('ppppif', [...addresses, hidden, normEpsilon]);
     this.#launch('ff_rms_norm', { blocks: rows, threads: THREADS.norm }, args);
-  }
-
-  #chain(phases: readonly LinearPhase[], rotation?: Uint8Array, rows = this.#rows): void {
-    const { linear, model, stream } = this.#parts;
-    linear?.launch(phases, rows, model.config.normEpsilon, rotation, stream);
   }
 
   #launch(

@@ -233,7 +233,6 @@ export class CudaRunner implements Runner {
     freeBuffers(buffers);
     attention.free();
     cublas.free();
-    this.#parts.linear?.free();
     kernels.module.free();
     for (const memory of this.#owned) memory.free();
     stream.free();

@@ -61,7 +61,7 @@ export class StepGraphs {
     const { stream } = this.#parts;
     const isOther = !isSame(kvTokens, bucket.kvTokens);
     if (bucket.steps++ === 0) {
-      tuneBucket(this.#parts, this.#ops, timer, rows, logitRows);
+      tuneBucket(this.#parts, timer, rows, logitRows);
       const read = this.#runEagerly(logitRows, timer);
       return () => keepTime(bucket, read(), kvTokens);
     }
