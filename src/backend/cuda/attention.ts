@@ -24,9 +24,6 @@ const ABORTS: Readonly<Record<number, string>> = {
   1: 'a KV tile was never given back by its readers',
   2: 'a KV tile never arrived',
   3: 'a partial result of a split row never arrived',
-  11: 'a unit of a product never arrived, or was never given back',
-  12: 'the input of a product never arrived',
-  13: 'a part of a product never arrived',
 };
 
 /** One layer's tensors: addresses on the device. Strides are in elements. */
@@ -260,7 +257,7 @@ export class TreeAttention {
     this.#cuda.fill(this.#abort.address, 0, 16, stream);
     throw new FlashForgeError(
       'device',
-      `a kernel gave up: ${ABORTS[code] ?? `code ${code}`}`,
+      `the attention kernel gave up: ${ABORTS[code] ?? `code ${code}`}`,
     );
   }
 
