@@ -304,18 +304,17 @@ struct Consumer {
   __device__ void consume_tiles(u32 q) {
     const int tiles = (item.entry_count + kEntries - 1) / kEntries;
     const bool shares = shares_rows();
-    bool staggered = !shares;
     Entry entries[kEntries];
     Use use = kSkip;
     float s[kScoreBlocks][4], scale[2];
     u32 p[Shape::kTile / 16][4];
     int t = 0;
     while (advance(t, tiles, entries, use)) {
-      if (!staggered && group == 1) stagger();
+      const bool together = shares && t == 0 && tiles > Shape::kStages && spans_groups(entries[0]);
+      if (together && group == 1) stagger();
       issue_scores(s, q);
       wgmma_wait<0>();
-      if (!staggered && group == 0) stagger();
-      staggered = true;
+      if (together && group == 0) stagger();
       if (use == kMask) mask(s, entries);
       soften(s, scale);
       shrink(scale);
@@ -342,14 +341,15 @@ struct Consumer {
       wgmma_wait<0>();
       release(held);
     }
-    if (!staggered) stagger();
     finish_sums();
   }
 
-  /*
-   * Once an item: group 1 starts when group 0 has its first scores, so that the one softens while
-   * the other's products run. In step, both would wait for the tensor cores at the same time.
-   */
+  __device__ static bool spans_groups(const Entry& entry) {
+    return (entry.rows & 0xffff) < kRowsPerGroup && (entry.rows >> 16) > kRowsPerGroup;
+  }
+
+  /* Group 1 starts when group 0 has its first scores: one softens while the other multiplies. It
+   * must be here before group 0 comes again: both take the first tile, and the ring holds less. */
   __device__ void stagger() const {
     if (group == 0)
       block_arrive(kBarrierStagger, 256);
