@@ -110,7 +110,7 @@ const providerFinding = (provider: ProviderChoice): Promise<Finding> =>
 /** What plans are made with here: measured costs that are kept. */
 function profilesText(): string {
   const kept = keptProfiles().map(({ device, kernel }) => `${device} (${kernel})`);
-  if (kept.length === 0) return 'none yet: measured at first use, or by flashforge profile';
+  if (kept.length === 0) return 'none yet: flashforge profile measures them';
   return `measured for ${kept.sort().join('; ')}`;
 }
 

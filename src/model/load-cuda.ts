@@ -124,6 +124,7 @@ async function load(
       pageSize: PAGE_TOKENS,
       workers: cuda.info.multiprocessors,
       taskRows: attention.variant.taskRows,
+      groupRows: attention.variant.groupRows,
       options: DEFAULT_PLAN_OPTIONS,
     },
     pages,

@@ -38,6 +38,11 @@ const ROUNDS_TRIED = 4;
 const FULL_ROUNDS = 0.94;
 /** A stream reads shared nodes out of step, so that it must be better by this factor. */
 const STREAM_GAIN = 0.97;
+/**
+ * Tiles of more rows than one group of warps holds make a group wait wherever tokens are for the
+ * other's rows only, so that they must be better by this factor.
+ */
+const PAIRED_GAIN = 0.95;
 
 /** Makes plans for one spec; keeps scratch memory between calls. Plans stay valid. */
 export class Planner {
@@ -48,11 +53,15 @@ export class Planner {
   readonly #cutter: ListCutter;
   readonly #pricer: PiecePricer;
   readonly #scheduler: TaskScheduler;
-  readonly #layouts = [new Layout(), new Layout(), new Layout()];
+  readonly #layouts = [new Layout(), new Layout(), new Layout(), new Layout()];
   #trial = new Pieces();
   #best = new Pieces();
   #bestLayout: Layout;
   #bestUs = 0;
+  /** What candidates are compared by: the makespan, made larger where tiles are for two groups. */
+  #bestScore = 0;
+  /** What the makespans of the layout that is tried count times. */
+  #weight = 1;
   /** True if pricer and scheduler still hold the state of the best pieces. */
   #fresh = false;
   #hasChild = new Uint8Array(0);
@@ -125,8 +134,12 @@ export class Planner {
   /** Tries layouts and divisions; leaves the best in bestLayout and best. */
   #search(forest: Forest): void {
     const { taskRows, options } = this.spec;
-    const [joined, other, trunk] = this.#layouts;
+    const [joined, other, trunk, single] = this.#layouts;
+    const groupRows = Math.min(taskRows, this.spec.groupRows ?? taskRows);
+    const paired = options.division && Math.min(taskRows, forest.rows) > groupRows;
     this.#bestUs = Number.POSITIVE_INFINITY;
+    this.#bestScore = Number.POSITIVE_INFINITY;
+    this.#weight = 1;
     if (options.flat) {
       this.#tiler.flat(forest, taskRows, joined);
       this.#divide(joined);
@@ -140,21 +153,28 @@ export class Planner {
     this.#tiler.joined(forest, taskRows, joined);
     // Before the tiler forgets these tiles: a trunk of its own, where their borders cost much.
     const hasTrunk = this.#tiler.trunkApart(forest, taskRows, trunk);
+    this.#weight = paired ? 1 / PAIRED_GAIN : 1;
     this.#divide(joined);
     if (hasTrunk) this.#divide(trunk);
-    if (options.division) this.#tryLowerTiles(forest, joined.lists, other);
+    if (options.division) this.#tryLowerTiles(forest, joined.lists, groupRows, other);
+    // If lower tiles have won, they are for one group already.
+    if (!paired || this.#bestScore === this.#bestUs) return;
+    this.#weight = 1;
+    this.#tiler.joined(forest, groupRows, single);
+    this.#divide(single);
   }
 
   /**
    * Where the tiles leave workers idle: tiles of fewer rows, so that there is one for each worker
    * in each round. They need no merge; the shared nodes are read more often instead.
    */
-  #tryLowerTiles(forest: Forest, lists: number, out: Layout): void {
+  #tryLowerTiles(forest: Forest, lists: number, groupRows: number, out: Layout): void {
     const { kvHeads, workers, taskRows } = this.spec;
     const rounds = Math.ceil((lists * kvHeads) / workers);
     const wanted = Math.floor((rounds * workers) / kvHeads);
     const rows = Math.ceil(forest.rows / Math.max(1, wanted));
     if (lists >= wanted * FULL_ROUNDS || rows >= taskRows) return;
+    if (rows <= groupRows) this.#weight = 1;
     this.#tiler.joined(forest, rows, out);
     this.#divide(out);
   }
@@ -168,21 +188,22 @@ export class Planner {
     const total = layout.segmentUs[layout.segments];
     const itemUs = this.#cost.itemUs;
     const rounds = Math.ceil((layout.lists * kvHeads) / workers);
+    const bound = (): number => this.#bestScore / this.#weight;
     let streams = 0;
     for (let round = rounds; round < rounds + ROUNDS_TRIED; round++) {
       const parts = Math.floor((round * workers) / kvHeads);
       if (parts < 1) continue;
       const ideal = ((total + parts * itemUs) * kvHeads) / workers;
-      if (ideal >= this.#bestUs) break;
+      if (ideal >= bound()) break;
       const partUs = partSizeFor(layout, parts);
-      if (round * (partUs + itemUs) < this.#bestUs && partsOf(layout, partUs) > layout.lists) {
+      if (round * (partUs + itemUs) < bound() && partsOf(layout, partUs) > layout.lists) {
         this.#cutter.evenly(layout, partUs, this.#trial);
         this.#consider(layout, 1);
       }
       const used = (parts * kvHeads) / (round * workers);
       const streamUs = round * ((total + layout.lists * itemUs) / parts + itemUs);
       if (layout.lists === 1 || used < FULL_ROUNDS || streams === 2) continue;
-      if (streamUs >= this.#bestUs * STREAM_GAIN) continue;
+      if (streamUs >= bound() * STREAM_GAIN) continue;
       streams++;
       this.#cutter.stream(layout, parts, this.#trial);
       this.#consider(layout, STREAM_GAIN);
@@ -194,7 +215,8 @@ export class Planner {
   #splitLongest(layout: Layout, total: number): void {
     const { kvHeads, workers } = this.spec;
     const fair = ((total + layout.lists * this.#cost.itemUs) * kvHeads) / workers;
-    if (fair >= this.#bestUs * 0.99 || partsOf(layout, fair) === layout.lists) return;
+    if (fair >= (this.#bestScore / this.#weight) * 0.99 || partsOf(layout, fair) === layout.lists)
+      return;
     this.#cutter.evenly(layout, fair, this.#trial);
     this.#consider(layout, 1);
   }
@@ -204,8 +226,9 @@ export class Planner {
     this.#pricer.price(layout, this.#trial);
     const mergeUs = this.#pricer.partials > 0 ? (this.spec.profile.mergeUs ?? 0) : 0;
     const us = this.#scheduler.makespan(this.#trial) + mergeUs;
-    this.#fresh = us < this.#bestUs * gain;
+    this.#fresh = us * this.#weight < this.#bestScore * gain;
     if (!this.#fresh) return;
+    this.#bestScore = us * this.#weight;
     this.#bestUs = us;
     this.#bestLayout = layout;
     [this.#best, this.#trial] = [this.#trial, this.#best];

@@ -94,6 +94,8 @@ export interface PlanSpec {
   readonly workers: number;
   /** Most rows of one task; a task has at most taskRows * groupSize query vectors. */
   readonly taskRows: number;
+  /** Rows that one group of a worker's warps holds by itself; default: taskRows. */
+  readonly groupRows?: number;
   readonly profile: CostProfile;
   readonly options: PlanOptions;
 }

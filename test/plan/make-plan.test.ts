@@ -58,6 +58,7 @@ const specs = fc.record({
   groupSize: fc.constantFrom(1, 3, 4),
   workers: fc.constantFrom(1, 2, 5, 16, 132),
   taskRows: fc.constantFrom(1, 3, 8, 32),
+  groupRows: fc.constantFrom(1, 2, 4, 16, 32),
   profile: fc.constantFrom(CUT_OFTEN, defaultProfile('cpu', 64), defaultProfile('cuda', 128)),
 });
 
@@ -197,6 +198,26 @@ test('all row tiles of a shared document run its parts at the same time', () => 
   const shared = [...places].filter(([key]) => key < 1e6);
   assert.ok(shared.length >= 2);
   for (const [, at] of shared) assert.ok(Math.max(...at) - Math.min(...at) <= 1);
+});
+
+test('tasks keep to one group of warps where the other would have little to do', () => {
+  const plans = (root: number, leaf: number): number[] => {
+    const leaves = Array.from({ length: 32 }, (): [number, number] => [0, leaf]);
+    const tree = workload(
+      [[-1, root], ...leaves],
+      leaves.map((_, i) => i + 1),
+    );
+    const { forest } = workloadForest(tree, 16);
+    return [undefined, 8].map((groupRows) => {
+      const plan = makePlan(forest, spec(groupRows === undefined ? {} : { groupRows }));
+      checkPlan(plan, forest);
+      const rows = Array.from(plan.taskRowEnd, (end, task) => end - plan.taskRowBegin[task]);
+      return Math.max(...rows);
+    });
+  };
+  assert.deepEqual(plans(256, 2048), [16, 8]);
+  // Almost all of the work is for all rows: two groups at a time read it half as often.
+  assert.deepEqual(plans(200_000, 16), [16, 16]);
 });
 
 test('rows whose path lies in one task need no merge', () => {

@@ -262,6 +262,7 @@ function plannerFor(
     pageSize: PAGE_SIZE,
     workers,
     taskRows: attention.variant.taskRows,
+    groupRows: attention.variant.groupRows,
     profile:
       options.profile ?? defaultCudaProfile(spec, workers, readBytesPerUs, attention.variant),
     options: options.planOptions ?? DEFAULT_PLAN_OPTIONS,

@@ -261,6 +261,7 @@ class CheckRun {
       ...spec,
       workers,
       taskRows: attention.variant.taskRows,
+      groupRows: attention.variant.groupRows,
       profile: defaultCudaProfile(spec, workers, 3e6, attention.variant),
       options: {
         ...DEFAULT_PLAN_OPTIONS,

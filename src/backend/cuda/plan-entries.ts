@@ -19,6 +19,8 @@ const WIDE = WARPS;
 /** us of one entry by one warp alone, and of a tile by both groups of warps taking turns. */
 const NARROW_US = 0.35;
 const WIDE_US = 0.6;
+/** Entries for many rows, and for few, with which a task is long enough to begin with either. */
+const EITHER_FIRST = 28;
 /** Units by which the leaf of an open segment may grow before a new image is needed. */
 const GROWTH_UNITS = 4;
 
@@ -95,6 +97,8 @@ export class EntryWriter {
   /**
    * First what is for many rows, then what is for the rows of one warp or two, one entry for each
    * warp in turn. Where warps do not compute by themselves, their groups take turns, a tile each.
+   * Every other long task has them the other way round: what is for many rows keeps tensor cores
+   * busy, leaves keep memory busy, and multiprocessors that are not in step do both at a time.
    * Returns the word after the last one.
    */
   #writeTask(plan: Plan, forest: Forest, task: number, words: Int32Array, from: number): number {
@@ -109,7 +113,9 @@ export class EntryWriter {
     this.#taskAlone[task] = alone ? 1 : 0;
     const inOrder = (!alone && !shared) || narrow === 0;
     if (!inOrder) this.#reserve(narrow);
-    let out = from;
+    const long = Math.min(narrow, this.#queued[WIDE]) >= EITHER_FIRST;
+    const leavesFirst = alone && long && task % 2 === 1;
+    let out = leavesFirst ? from + narrow * ENTRY_WORDS : from;
     for (let s = first; s < end; s++) {
       const queue = this.#queue[s - first];
       if (inOrder || queue === WIDE) {
@@ -121,6 +127,10 @@ export class EntryWriter {
       }
     }
     if (inOrder) return out;
+    if (leavesFirst) {
+      this.#takeTurns(WIDE, 1, words, from);
+      return out;
+    }
     return alone
       ? this.#takeTurns(WIDE, 1, words, out)
       : this.#takeTurns(2, TILE_ENTRIES, words, out);

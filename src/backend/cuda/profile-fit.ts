@@ -21,15 +21,17 @@ export interface TileRows {
   readonly taskRows: number;
 }
 
-/** Token counts of the grid; the last slope goes on beyond. */
-const TOKENS = [64, 256, TRIAL_TOKENS_MAX];
+/** Token counts of the grid: a tile, and where the slope goes on beyond. */
+const TOKENS = [64, TRIAL_TOKENS_MAX];
+/** Tokens after which the kernel is in its stride: queries have come, the KV ring is full. */
+const STRIDE_TOKENS = 256;
 /** Query vectors of the smallest product of one warp. */
 const WARP_VECTORS = 16;
 /** Items that one long item is cut into, and segments. */
 const CUTS = 4;
 const SEGMENTS = 16;
 /** Multiprocessors that share rows where merges are measured. */
-const PARTS = 4;
+const PARTS = 16;
 /** Costs below the clock's noise count as this, so that the planner never thinks them free. */
 const LEAST_US = 1e-4;
 
@@ -64,14 +66,13 @@ function rowGrid({ groupSize, groupRows, taskRows }: TileRows): number[] {
   return [...new Set(all)].sort((a, b) => a - b);
 }
 
-/** us of items of `rows` rows over the token grid, less what one launch takes with no token. */
+/** us of items of `rows` rows over the token grid, at the pace of long items. */
 function tileCosts(clock: TrialClock, rows: number): number[] {
-  const times = TOKENS.map((tokens) => clock.us({ ...PLAIN, rows, tokens }));
-  const last = TOKENS.length - 1;
-  // Between the grid's ends the kernel is in its stride: that slope leads back to no tokens.
-  const slope = (times[last] - times[0]) / (TOKENS[last] - TOKENS[0]);
-  const start = times[0] - slope * TOKENS[0];
-  return times.map((time, i) => Math.max(LEAST_US * TOKENS[i], time - start));
+  const [short, long] = [STRIDE_TOKENS, TRIAL_TOKENS_MAX].map((tokens) =>
+    clock.us({ ...PLAIN, rows, tokens }),
+  );
+  const pace = (long - short) / (TRIAL_TOKENS_MAX - STRIDE_TOKENS);
+  return TOKENS.map((tokens) => Math.max(LEAST_US, pace) * tokens);
 }
 
 /** One item cut into several, and one segment into several, on every multiprocessor. */

@@ -35,7 +35,7 @@ const PARTIAL_BYTES_PER_US = 40_000;
 const MERGE_US = 5;
 
 /** Changes when what is measured, or how costs follow from it, changes. */
-const VERSION = 1;
+const VERSION = 2;
 
 /**
  * The profile of a device for the head shape of `spec`: from the cache, else measured now, which
