@@ -2,7 +2,7 @@
  * Draws the README's chart from a joined report of `flashforge bench tpot`: time per output token
  * against the length of the shared prefix, ours and the fastest peer's, one panel a model.
  *
- *     node dist/scripts/chart.js bench/results/tpot-h200.json assets/tpot.svg
+ *     node dist/scripts/chart.js bench/results/tpot-h200.json docs/images/tpot.svg "FlashForge (H200)"
  * @module
  */
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
@@ -40,8 +40,11 @@ const DARK = { ...LIGHT, text: '#e6edf3', line: '#3d444d' };
 
 const batchName = (batch: number): string => `batch ${batch}`;
 
-/** The points of all scenarios of one shared prefix that a peer was measured on too. */
-export function chartPoints(rows: readonly JoinedRow[]): Point[] {
+/**
+ * The points of all scenarios of one shared prefix that a peer was measured on too.
+ * @param ours what our lines are called
+ */
+export function chartPoints(rows: readonly JoinedRow[], ours: string = OURS): Point[] {
   const points: Point[] = [];
   for (const row of rows) {
     const match = /^shared-(\d+)-B(\d+)$/.exec(row.name);
@@ -52,7 +55,7 @@ export function chartPoints(rows: readonly JoinedRow[]): Point[] {
       const [model, batch] = [MODELS[row.shape] ?? row.shape, batchName(row.batch)];
       points.push({ model, batch, engine, ms, shared: Number(match[1]), line: engine + batch });
     };
-    add(OURS, row.tpot_ms);
+    add(ours, row.tpot_ms);
     add(name.replace(/,.*/, ''), tpot_ms);
   }
   return points;
@@ -86,13 +89,17 @@ function specOf(points: readonly Point[]): TopLevelSpec {
   const color = {
     ...{ field: 'engine', type: 'nominal' as const },
     scale: { domain: engines, range: COLOURS },
-    legend: { title: null, orient: 'top' as const, symbolType: 'stroke', symbolStrokeWidth: 3 },
+    legend: {
+      ...{ title: null, orient: 'top' as const, direction: 'vertical' as const },
+      ...{ symbolType: 'stroke', symbolStrokeWidth: 3 },
+    },
   };
   const strokeDash = {
     ...{ field: 'batch', type: 'nominal' as const },
     scale: { domain: BATCHES.toReversed().map(batchName), range: DASHES },
     legend: {
-      ...{ title: null, orient: 'top' as const, symbolType: 'stroke', symbolStrokeWidth: 2.2 },
+      ...{ title: null, orient: 'top' as const, direction: 'vertical' as const },
+      ...{ symbolType: 'stroke', symbolStrokeWidth: 2.2 },
       symbolFillColor: 'transparent',
     },
   };
@@ -113,7 +120,12 @@ function specOf(points: readonly Point[]): TopLevelSpec {
       view: { stroke: null },
       axis: { gridColor: LIGHT.line, domainColor: LIGHT.line, tickColor: LIGHT.line },
       header: { labelFontSize: 14, labelFontWeight: 'bold' },
-      legend: { labelFontSize: 12, symbolStrokeColor: LIGHT.grey, symbolSize: 500 },
+      legend: {
+        labelFontSize: 12,
+        labelLimit: 300,
+        symbolStrokeColor: LIGHT.grey,
+        symbolSize: 500,
+      },
     },
   };
 }
@@ -126,10 +138,10 @@ function styleOf(): string {
   return `<style>${rules(LIGHT)}@media(prefers-color-scheme:dark){${rules(DARK)}}</style>`;
 }
 
-async function main([from, to]: readonly string[]): Promise<void> {
+async function main([from, to, ours]: readonly string[]): Promise<void> {
   const { rows } = JSON.parse(readFileSync(from, 'utf8')) as { rows: readonly JoinedRow[] };
   mkdirSync(dirname(to), { recursive: true });
-  writeFileSync(to, `${await drawChart(chartPoints(rows))}\n`);
+  writeFileSync(to, `${await drawChart(chartPoints(rows, ours))}\n`);
 }
 
 if (import.meta.url === pathToFileURL(process.argv[1]).href) await main(process.argv.slice(2));
