@@ -6,21 +6,17 @@
  * @module
  */
 import assert from 'node:assert/strict';
-import { mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
-import { after, before, describe, test } from 'node:test';
+import { describe, test } from 'node:test';
 import { type AttentionOptions, TreeAttention } from '../../../src/backend/cuda/attention.ts';
 import { checkAttentionCuda, ROW_ERROR_MAX } from '../../../src/backend/cuda/attention-check.ts';
 import { BenchTools } from '../../../src/backend/cuda/bench-tools.ts';
-import { Cuda } from '../../../src/backend/cuda/driver.ts';
-import { KernelLoader } from '../../../src/backend/cuda/kernel-loader.ts';
 import { defaultCudaProfile } from '../../../src/backend/cuda/profile.ts';
 import { randomTree } from '../../../src/backend/cuda/random-trees.ts';
 import { type AttentionSpec, HEAD_DIMS } from '../../../src/backend/cuda/variants.ts';
 import { randomStream } from '../../../src/base/math.ts';
 import { DEFAULT_PLAN_OPTIONS, Planner } from '../../../src/plan/make-plan.ts';
 import { type Workload, workloadForest } from '../../../src/plan/workload.ts';
+import { cudaForTests, loaderForSuite } from '../../helpers/cuda-device.ts';
 
 const PLANS = Number(process.env.FLASHFORGE_TEST_PLANS ?? 200);
 /** Of |out - exact| / |exact| of a row: rounding to 16 bits of P and of the output. */
@@ -32,26 +28,10 @@ function randomWorkload(random: () => number, headDim: number, groupSize: number
   return { name: 'random', ...randomTree(random), queryHeads, kvHeads, headDim };
 }
 
-let cuda: Cuda | undefined;
-let reason = '';
-try {
-  cuda = await Cuda.open();
-} catch (error) {
-  reason = (error as Error).message;
-}
+const { device, skip } = await cudaForTests();
 
-describe('on a CUDA device', { skip: cuda === undefined ? reason : false }, () => {
-  const device = cuda as Cuda;
-  const folder = mkdtempSync(join(tmpdir(), 'flashforge-device-'));
-  let loader: KernelLoader;
-  before(async () => {
-    loader = await KernelLoader.open(device, folder);
-  });
-  after(() => {
-    assert.equal(device.live, 0, 'everything is given back');
-    device.close();
-    rmSync(folder, { recursive: true });
-  });
+describe('on a CUDA device', { skip }, () => {
+  const suite = loaderForSuite(device);
 
   /** Runs `rounds` random trees; returns the largest relative error. */
   function worst(
@@ -62,13 +42,13 @@ describe('on a CUDA device', { skip: cuda === undefined ? reason : false }, () =
     terms: AttentionOptions = {},
   ): number {
     const random = randomStream(seed);
-    const tools = new BenchTools(loader, shape.dtype);
+    const tools = new BenchTools(suite.loader, shape.dtype);
     let largest = 0;
     for (let round = 0; round < rounds; round++) {
       const workload = randomWorkload(random, shape.headDim, shape.groupSize);
       const spec = { ...shape, kvHeads: workload.kvHeads };
       tools.reserve([workload], spec.pageSize);
-      const attention = new TreeAttention(loader, spec, tools.stream, {
+      const attention = new TreeAttention(suite.loader, spec, tools.stream, {
         portable,
         window: terms.window !== undefined,
       });
@@ -143,9 +123,9 @@ describe('on a CUDA device', { skip: cuda === undefined ? reason : false }, () =
       pageSize: 16,
       dtype: 'f16',
     };
-    const tools = new BenchTools(loader, 'f16');
+    const tools = new BenchTools(suite.loader, 'f16');
     tools.reserve([one], 16);
-    const attention = new TreeAttention(loader, spec, tools.stream);
+    const attention = new TreeAttention(suite.loader, spec, tools.stream);
     const { forest } = workloadForest(one, 16);
     const { multiprocessors: workers } = device.info;
     const { taskRows } = attention.variant;

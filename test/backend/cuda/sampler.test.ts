@@ -4,13 +4,8 @@
  * @module
  */
 import assert from 'node:assert/strict';
-import { mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
-import { after, before, describe, test } from 'node:test';
+import { describe, test } from 'node:test';
 import type { LogitChanges, RowDraw } from '../../../src/backend/backend.ts';
-import { Cuda } from '../../../src/backend/cuda/driver.ts';
-import { KernelLoader } from '../../../src/backend/cuda/kernel-loader.ts';
 import { DRAW_WORDS } from '../../../src/backend/cuda/model/cuda-model.ts';
 import { packDraw } from '../../../src/backend/cuda/model/pack-draws.ts';
 import { compile, resourceUse } from '../../../src/backend/cuda/nvrtc.ts';
@@ -19,6 +14,7 @@ import { kernelSources } from '../../../src/backend/cuda/variants.ts';
 import { randomStream } from '../../../src/base/math.ts';
 import { drawToken } from '../../../src/engine/draw.ts';
 import { changeLogits } from '../../helpers/change-logits.ts';
+import { cudaForTests, loaderForSuite } from '../../helpers/cuda-device.ts';
 import { findCompiler } from '../../helpers/nvrtc.ts';
 import { SamplerBed } from '../../helpers/sampler-bed.ts';
 
@@ -122,32 +118,16 @@ function distanceToDraw(logits: Float32Array, draw: RowDraw, token: number): num
   return Math.max(0, low - draw.uniform, draw.uniform - high);
 }
 
-let cuda: Cuda | undefined;
-let reason = '';
-try {
-  cuda = await Cuda.open();
-} catch (error) {
-  reason = (error as Error).message;
-}
+const { device, skip: noDevice } = await cudaForTests();
 
-describe('on a CUDA device', { skip: cuda === undefined ? reason : false }, () => {
-  const device = cuda as Cuda;
-  const folder = mkdtempSync(join(tmpdir(), 'flashforge-sampler-'));
-  let loader: KernelLoader;
-  before(async () => {
-    loader = await KernelLoader.open(device, folder);
-  });
-  after(() => {
-    assert.equal(device.live, 0, 'everything is given back');
-    device.close();
-    rmSync(folder, { recursive: true });
-  });
+describe('on a CUDA device', { skip: noDevice }, () => {
+  const suite = loaderForSuite(device);
 
   for (const vocab of [257, 1000, 32_000, 151_936]) {
     test(`vocabulary of ${vocab}: as the host draws`, () => {
       const random = randomStream(vocab);
       const rows = CHOICES.length + 1;
-      const bed = new SamplerBed(loader, vocab, rows);
+      const bed = new SamplerBed(suite.loader, vocab, rows);
       const logits = new Float32Array(rows * vocab);
       let equal = 0;
       for (const [kind, make] of Object.entries(KINDS)) {
@@ -187,7 +167,7 @@ describe('on a CUDA device', { skip: cuda === undefined ? reason : false }, () =
   test('logits are changed for a draw, and back', () => {
     const [vocab, rows] = [5000, 12];
     const random = randomStream(3);
-    const bed = new SamplerBed(loader, vocab, rows);
+    const bed = new SamplerBed(suite.loader, vocab, rows);
     const logits = normal(random, vocab * rows, 2);
     bed.upload(logits);
     const pending = Int32Array.from({ length: rows }, () => Math.floor(random() * vocab));
@@ -233,7 +213,7 @@ describe('on a CUDA device', { skip: cuda === undefined ? reason : false }, () =
   });
 
   test('drawn tokens become the inputs of the next step', () => {
-    const bed = new SamplerBed(loader, 1000, 4);
+    const bed = new SamplerBed(suite.loader, 1000, 4);
     const logits = new Float32Array(4000);
     [11, 22, 33, 44].forEach((token, row) => {
       logits[row * 1000 + token] = 5;
