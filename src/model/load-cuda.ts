@@ -17,7 +17,7 @@ import { Sampler } from '../backend/cuda/model/sampler.ts';
 import { openChoices } from '../backend/cuda/model/tune.ts';
 import { WeightUpload } from '../backend/cuda/model/weight-upload.ts';
 import { openEnergyMeter } from '../backend/cuda/nvml.ts';
-import { defaultCudaProfile } from '../backend/cuda/profile.ts';
+import { defaultCudaProfile, keptCudaProfile } from '../backend/cuda/profile.ts';
 import type { AttentionSpec } from '../backend/cuda/variants.ts';
 import { checkInteger, FlashForgeError, isProcessLost } from '../base/errors.ts';
 import type { Checkpoint } from '../checkpoint/checkpoint.ts';
@@ -92,6 +92,7 @@ async function load(
   const bytesPerUs = readBytesPerUs(loader, dtype);
   const profile =
     options.profile ??
+    keptCudaProfile(cuda.info, spec).profile ??
     defaultCudaProfile(spec, cuda.info.multiprocessors, bytesPerUs, attention.variant);
   const upload = new WeightUpload(
     ...([cuda, stream, kernels.get('ff_round'), dtype, options.onProgress] as const),

@@ -14,7 +14,7 @@ import { type LoopResult, loopAttention, loopBytes } from './attention-loop.ts';
 import { BenchTools } from './bench-tools.ts';
 import { Cuda, type DeviceInfo } from './driver.ts';
 import { KernelLoader } from './kernel-loader.ts';
-import { defaultCudaProfile } from './profile.ts';
+import { defaultCudaProfile, keptCudaProfile } from './profile.ts';
 import { type AttentionSpec, kvNumberBytes, variantFor } from './variants.ts';
 
 const PAGE_SIZE = 16;
@@ -264,7 +264,9 @@ function plannerFor(
     taskRows: attention.variant.taskRows,
     groupRows: attention.variant.groupRows,
     profile:
-      options.profile ?? defaultCudaProfile(spec, workers, readBytesPerUs, attention.variant),
+      options.profile ??
+      keptCudaProfile(attention.device, spec).profile ??
+      defaultCudaProfile(spec, workers, readBytesPerUs, attention.variant),
     options: options.planOptions ?? DEFAULT_PLAN_OPTIONS,
   });
 }
