@@ -4,13 +4,9 @@
  * collected and sorted.
  * @module
  */
+import { drawRange, NEGLIGIBLE } from '../backend/draw-range.ts';
 import type { SamplingParams } from './sampling-params.ts';
 
-/**
- * Tokens whose logit (over the temperature) is this far below the best are never drawn. Their
- * total probability is below vocab * e^-24, 6e-6 for 150,000 tokens.
- */
-const NEGLIGIBLE = 24;
 /** Table entries for one unit of the exponent. */
 const STEPS = 64;
 /** Histogram bins for one unit. */
@@ -46,7 +42,7 @@ export function drawToken(
   params: Choice,
   uniform: number,
 ): number {
-  const range = params.minP > 0 ? Math.min(NEGLIGIBLE, -Math.log(params.minP)) : NEGLIGIBLE;
+  const range = drawRange(params.minP);
   return params.topK > 0 || params.topP < 1
     ? drawKept(logits, best, params, range, uniform)
     : drawAny(logits, best, params.temperature, range, uniform);

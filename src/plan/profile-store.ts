@@ -1,20 +1,12 @@
 /**
- * Measured cost profiles on disk, one JSON file for each device and kernel. Files appear by
- * rename, so that several processes may share the folder; one that is damaged, or of another
- * device, kernel or measurement, is measured again.
+ * Measured cost profiles on disk, one JSON file for each device and kernel. One that is damaged, or
+ * of another device, kernel or measurement, is measured again.
  * @module
  */
-import { createHash, randomBytes } from 'node:crypto';
-import {
-  existsSync,
-  mkdirSync,
-  readdirSync,
-  readFileSync,
-  renameSync,
-  rmSync,
-  writeFileSync,
-} from 'node:fs';
-import { dirname, join } from 'node:path';
+import { createHash } from 'node:crypto';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { keepFile } from '../base/cache-file.ts';
 import { cacheFolder } from '../base/env.ts';
 import { FlashForgeError } from '../base/errors.ts';
 import { profileProblem } from './cost-model.ts';
@@ -57,14 +49,7 @@ export function readProfile(path: string, key: ProfileKey): CostProfile | null {
 
 /** Keeps a profile; a folder that cannot be written only costs the next start a measurement. */
 export function saveProfile(path: string, profile: CostProfile): void {
-  const draft = `${path}.${process.pid}.${randomBytes(4).toString('hex')}`;
-  try {
-    mkdirSync(dirname(path), { recursive: true });
-    writeFileSync(draft, `${JSON.stringify(profile)}\n`);
-    renameSync(draft, path);
-  } catch {
-    if (existsSync(draft)) rmSync(draft);
-  }
+  keepFile(path, `${JSON.stringify(profile)}\n`);
 }
 
 /**

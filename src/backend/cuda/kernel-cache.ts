@@ -4,18 +4,10 @@
  * another version is compiled again; the oldest ones go when the folder grows too large.
  * @module
  */
-import { createHash, randomBytes } from 'node:crypto';
-import {
-  mkdirSync,
-  readdirSync,
-  readFileSync,
-  renameSync,
-  rmSync,
-  statSync,
-  utimesSync,
-  writeFileSync,
-} from 'node:fs';
+import { createHash } from 'node:crypto';
+import { mkdirSync, readdirSync, readFileSync, rmSync, statSync, utimesSync } from 'node:fs';
 import { join } from 'node:path';
+import { keepFile } from '../../base/cache-file.ts';
 import { compileOptions, type Sources } from './nvrtc.ts';
 
 /** Bytes of a cache folder before its least recently used files are deleted. */
@@ -58,15 +50,13 @@ export class KernelCache {
 
   /** A cache that cannot be written to costs a compilation next time, and nothing else. */
   #publish(path: string, cubin: Uint8Array): void {
-    const draft = `${path}.${process.pid}.${randomBytes(4).toString('hex')}`;
     try {
       mkdirSync(this.folder, { recursive: true });
       this.#makeRoom(cubin.length);
-      writeFileSync(draft, Buffer.concat([digest(cubin), cubin]));
-      renameSync(draft, path);
     } catch {
-      removeDraft(draft);
+      return;
     }
+    keepFile(path, Buffer.concat([digest(cubin), cubin]));
   }
 
   #makeRoom(bytes: number): void {
@@ -80,14 +70,6 @@ export class KernelCache {
       rmSync(file.path, { force: true });
       total -= file.bytes;
     }
-  }
-}
-
-function removeDraft(path: string): void {
-  try {
-    rmSync(path, { force: true });
-  } catch {
-    /* The folder itself is not usable: then there is no draft either. */
   }
 }
 

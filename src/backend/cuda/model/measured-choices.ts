@@ -1,12 +1,10 @@
 /**
- * What was measured fastest, on disk, so that the next run need not measure again. One JSON file;
- * it appears by rename, so that several processes may share it, and a damaged one is as good as
- * none.
+ * What was measured fastest, on disk, so that the next run need not measure again. One JSON file; a
+ * damaged one is as good as none.
  * @module
  */
-import { randomBytes } from 'node:crypto';
-import { mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
-import { dirname } from 'node:path';
+import { readFileSync } from 'node:fs';
+import { keepFile } from '../../../base/cache-file.ts';
 
 /** More choices than this are of many models and versions: the file begins anew. */
 const CHOICES_MAX = 5000;
@@ -31,14 +29,7 @@ export class MeasuredChoices {
     const others = readChoices(this.#path);
     const kept = Object.keys(others).length < CHOICES_MAX ? others : {};
     this.#choices = { ...kept, ...this.#choices, [`${this.#circumstances}: ${name}`]: choice };
-    const draft = `${this.#path}.${process.pid}.${randomBytes(4).toString('hex')}`;
-    try {
-      mkdirSync(dirname(this.#path), { recursive: true });
-      writeFileSync(draft, JSON.stringify(this.#choices));
-      renameSync(draft, this.#path);
-    } catch {
-      // A folder that cannot be written to costs measuring again, and nothing else.
-    }
+    keepFile(this.#path, JSON.stringify(this.#choices));
   }
 }
 

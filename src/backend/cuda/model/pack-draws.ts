@@ -5,10 +5,9 @@
  */
 import { assert } from '../../../base/errors.ts';
 import { CHANGES_MAX, type LogitChanges, type RowDraw } from '../../backend.ts';
+import { drawRange } from '../../draw-range.ts';
 import { DRAW_WORDS } from './cuda-model.ts';
 
-/** Tokens whose weight is below e^-24 of the best's are never drawn, as in engine/draw.ts. */
-const NEGLIGIBLE = 24;
 /** Words of `struct Change` in kernels/sampler.cu. */
 export const CHANGE_WORDS = 4;
 /** No logit is changed. */
@@ -26,7 +25,7 @@ export function packDraw(draw: RowDraw | null, first: number, to: Int32Array, at
   if (draw !== null) {
     const { temperature, minP, changes } = draw;
     floats[0] = temperature > 0 ? 1 / temperature : 0;
-    floats[1] = minP > 0 ? Math.min(NEGLIGIBLE, -Math.log(minP)) : NEGLIGIBLE;
+    floats[1] = drawRange(minP);
     words[2] = draw.topK;
     doubles[2] = draw.topP;
     doubles[3] = draw.uniform;
