@@ -12,10 +12,17 @@ export class CostModel {
   readonly itemUs: number;
   readonly segmentUs: number;
   readonly partialUs: number;
+  /** Added once to a plan with any merge, us. */
+  readonly mergeUs: number;
   readonly taskRows: number;
   readonly #tokens: Float64Array;
   /** (taskRows + 1, tokens grid) us; row 0 is unused. */
   readonly #table: Float64Array;
+  /**
+   * (taskRows + 1, tokens grid, 2): us where the grid's k-th stretch begins, and us per token from
+   * there on. The first stretch begins at no tokens, the last one never ends.
+   */
+  readonly #lines: Float64Array;
 
   /**
    * @param taskRows most rows of one task: estimates are for 1 to taskRows rows.
@@ -26,13 +33,19 @@ export class CostModel {
     this.itemUs = profile.itemUs;
     this.segmentUs = profile.segmentUs;
     this.partialUs = profile.partialUs;
+    this.mergeUs = profile.mergeUs ?? 0;
     this.taskRows = taskRows;
     this.#tokens = Float64Array.from(profile.tokens);
     const columns = profile.tokens.length;
     this.#table = new Float64Array((taskRows + 1) * columns);
+    this.#lines = new Float64Array((taskRows + 1) * columns * 2);
     for (let rows = 1; rows <= taskRows; rows++) {
       for (let k = 0; k < columns; k++) {
-        this.#table[rows * columns + k] = alongQueries(profile, rows * groupSize, k);
+        const at = rows * columns + k;
+        this.#table[at] = alongQueries(profile, rows * groupSize, k);
+        this.#lines[2 * at] = k === 0 ? 0 : this.#table[at - 1];
+        this.#lines[2 * at + 1] =
+          k === 0 ? this.#table[at] / this.#tokens[0] : this.#slope(rows, k);
       }
     }
   }
@@ -40,13 +53,12 @@ export class CostModel {
   /** Time of `rows` rows (1 to taskRows) against `tokens` tokens without any fixed part, in us. */
   us(rows: number, tokens: number): number {
     const grid = this.#tokens;
-    const columns = grid.length;
-    const row = rows * columns;
-    if (tokens <= grid[0]) return (this.#table[row] * tokens) / grid[0];
-    let k = 1;
-    while (k < columns - 1 && tokens > grid[k]) k++;
-    if (columns === 1) return (this.#table[row] * tokens) / grid[0];
-    return this.#table[row + k - 1] + this.#slope(rows, k) * (tokens - grid[k - 1]);
+    const last = grid.length - 1;
+    let k = 0;
+    while (k < last && tokens > grid[k]) k++;
+    const at = 2 * (rows * grid.length + k);
+    const from = k === 0 ? 0 : grid[k - 1];
+    return this.#lines[at] + this.#lines[at + 1] * (tokens - from);
   }
 
   /** us per token between the grid's lengths k - 1 and k; never negative, whatever was measured. */

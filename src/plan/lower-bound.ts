@@ -4,7 +4,7 @@
  */
 import type { Forest } from '../kvcache/forest.ts';
 import type { CostModel } from './cost-model.ts';
-import { type Layout, roomFor } from './row-tiling.ts';
+import { type Layout, roomFor } from './layout.ts';
 
 /** What the work of one KV head is at least, whatever the tasks are. */
 export interface Work {
@@ -33,8 +33,11 @@ export class LeastWork {
     this.#perRow = least;
   }
 
-  /** Every node read once for all of its rows. */
-  ofTree(forest: Forest): Work {
+  /**
+   * Every node read once for all of its rows.
+   * @param allSeen every row is known to see all tokens of the nodes on its path.
+   */
+  ofTree(forest: Forest, allSeen: boolean): Work {
     const { nodes, rowBegin, rowEnd, length } = forest;
     const work = { us: 0, tokens: 0 };
     let lastRow = 0;
@@ -42,7 +45,8 @@ export class LeastWork {
     for (let node = 0; node < nodes; node++) {
       const [begin, end] = [rowBegin[node], rowEnd[node]];
       if (end <= begin || length[node] === 0) continue;
-      const tokens = this.#add(work, forest, node, begin, end);
+      const tokens = allSeen ? length[node] : this.#add(work, forest, node, begin, end);
+      if (allSeen) work.us += this.#cost.segmentUs + tokens * this.#rateOf(end - begin);
       if (tokens === 0) continue;
       work.tokens += tokens;
       busyRows += Math.max(0, end - Math.max(lastRow, begin));

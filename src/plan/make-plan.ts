@@ -7,12 +7,14 @@
 import { assert, checkInteger } from '../base/errors.ts';
 import type { Forest } from '../kvcache/forest.ts';
 import { CostModel } from './cost-model.ts';
+import { IntBlock } from './int-block.ts';
+import { Layout } from './layout.ts';
 import { LeastWork } from './lower-bound.ts';
 import { emitTasks, planMerges } from './merge-plan.ts';
 import { PiecePricer } from './piece-pricer.ts';
 import type { Plan, PlanOptions, PlanSpec } from './plan.ts';
 import { type PlanBasis, planBasis } from './plan-reuse.ts';
-import { Layout, RowTiler } from './row-tiling.ts';
+import { RowTiler } from './row-tiling.ts';
 import { ListCutter, Pieces, partSizeFor, partsOf } from './task-division.ts';
 import { scheduleItems, TaskScheduler } from './task-schedule.ts';
 
@@ -36,7 +38,10 @@ export interface ReusablePlan extends Plan {
 const ROUNDS_TRIED = 4;
 /** Rounds whose workers are busy to this share need no more pieces. */
 const FULL_ROUNDS = 0.94;
-/** A stream reads shared nodes out of step, so that it must be better by this factor. */
+/**
+ * A stream reads shared nodes out of step, so that it must be better by this factor than what was
+ * tried before it.
+ */
 const STREAM_GAIN = 0.97;
 /**
  * Tiles of more rows than one group of warps holds make a group wait wherever tokens are for the
@@ -58,10 +63,10 @@ export class Planner {
   #best = new Pieces();
   #bestLayout: Layout;
   #bestUs = 0;
-  /** What candidates are compared by: the makespan, made larger where tiles are for two groups. */
+  /** What candidates are compared by: the makespan times what the layout and the cut count. */
   #bestScore = 0;
-  /** What the makespans of the layout that is tried count times. */
-  #weight = 1;
+  /** The same without whole lists of layouts that are still to be divided. */
+  #dividedScore = 0;
   /** True if pricer and scheduler still hold the state of the best pieces. */
   #fresh = false;
   #hasChild = new Uint8Array(0);
@@ -96,17 +101,22 @@ export class Planner {
     if (!this.#fresh) this.#pricer.price(layout, this.#best);
     if (!this.#fresh || !this.#scheduler.assigned) this.#scheduler.assign(this.#best);
     const part = emitTasks(layout, this.#best, this.#pricer, this.#hasChild);
-    const merge = planMerges(forest.rows, part, this.#pricer);
-    const items = scheduleItems(this.#best, this.#scheduler, kvHeads, workers);
-    const work = options.flat ? this.#least.ofFlat(layout) : this.#least.ofTree(forest);
+    const items = part.tasks * kvHeads;
+    const results = part.taskDestination[part.tasks] + 3 * forest.rows;
+    const ints = new IntBlock(results + workers + 1 + items);
+    const merge = planMerges(forest.rows, part, this.#pricer, ints);
+    const schedule = scheduleItems(this.#best, this.#scheduler, kvHeads, workers, ints);
+    const work = options.flat
+      ? this.#least.ofFlat(layout)
+      : this.#least.ofTree(forest, this.#tiler.allSeen);
     return {
       rows: forest.rows,
       kvHeads,
       workers,
       ...part,
       ...merge,
-      items: part.tasks * kvHeads,
-      ...items,
+      items,
+      ...schedule,
       makespanUs: this.#bestUs,
       lowerBoundUs: (work.us * kvHeads) / workers,
       kvTokens: work.tokens,
@@ -134,102 +144,136 @@ export class Planner {
   /** Tries layouts and divisions; leaves the best in bestLayout and best. */
   #search(forest: Forest): void {
     const { taskRows, options } = this.spec;
-    const [joined, other, trunk, single] = this.#layouts;
-    const groupRows = Math.min(taskRows, this.spec.groupRows ?? taskRows);
-    const paired = options.division && Math.min(taskRows, forest.rows) > groupRows;
+    const [joined, lower, trunk, single] = this.#layouts;
     this.#bestUs = Number.POSITIVE_INFINITY;
     this.#bestScore = Number.POSITIVE_INFINITY;
-    this.#weight = 1;
-    if (options.flat) {
-      this.#tiler.flat(forest, taskRows, joined);
-      this.#divide(joined);
+    this.#dividedScore = Number.POSITIVE_INFINITY;
+    if (options.flat || !options.packing) {
+      if (options.flat) this.#tiler.flat(forest, taskRows, joined);
+      else this.#tiler.apart(forest, taskRows, joined);
+      this.#tryWhole(joined, 1);
+      if (options.division) this.#divide(joined);
       return;
     }
-    if (!options.packing) {
-      this.#tiler.apart(forest, taskRows, joined);
-      this.#divide(joined);
-      return;
-    }
+    const groupRows = Math.min(taskRows, this.spec.groupRows ?? taskRows);
+    const paired = options.division && Math.min(taskRows, forest.rows) > groupRows;
+    const weight = paired ? 1 / PAIRED_GAIN : 1;
     this.#tiler.joined(forest, taskRows, joined);
     // Before the tiler forgets these tiles: a trunk of its own, where their borders cost much.
     const hasTrunk = this.#tiler.trunkApart(forest, taskRows, trunk);
-    this.#weight = paired ? 1 / PAIRED_GAIN : 1;
+    this.#tryWhole(joined, weight);
+    if (hasTrunk) this.#tryWhole(trunk, weight);
+    // Whole lists are priced quickly, and what they take tells which divisions need no look.
+    const rows = options.division ? this.#lowerRows(forest.rows, joined.lists) : 0;
+    if (rows > 0) {
+      this.#tiler.joined(forest, rows, lower);
+      this.#tryWhole(lower, rows <= groupRows ? 1 : weight);
+    }
+    if (!options.division) return;
     this.#divide(joined);
     if (hasTrunk) this.#divide(trunk);
-    if (options.division) this.#tryLowerTiles(forest, joined.lists, groupRows, other);
-    // If lower tiles have won, they are for one group already.
-    if (!paired || this.#bestScore === this.#bestUs) return;
-    this.#weight = 1;
+    if (rows > 0) this.#divide(lower);
+    if (!paired || rows === groupRows || this.#bestLayout.weight === 1) return;
     this.#tiler.joined(forest, groupRows, single);
+    this.#tryWhole(single, 1);
     this.#divide(single);
   }
 
   /**
-   * Where the tiles leave workers idle: tiles of fewer rows, so that there is one for each worker
-   * in each round. They need no merge; the shared nodes are read more often instead.
+   * Where the tiles leave workers idle: rows of lower tiles, so that there is one for each worker
+   * in each round; else 0. They need no merge; the shared nodes are read more often instead.
    */
-  #tryLowerTiles(forest: Forest, lists: number, groupRows: number, out: Layout): void {
+  #lowerRows(rows: number, lists: number): number {
     const { kvHeads, workers, taskRows } = this.spec;
     const rounds = Math.ceil((lists * kvHeads) / workers);
     const wanted = Math.floor((rounds * workers) / kvHeads);
-    const rows = Math.ceil(forest.rows / Math.max(1, wanted));
-    if (lists >= wanted * FULL_ROUNDS || rows >= taskRows) return;
-    if (rows <= groupRows) this.#weight = 1;
-    this.#tiler.joined(forest, rows, out);
-    this.#divide(out);
+    const least = Math.ceil(rows / Math.max(1, wanted));
+    const useful = lists < wanted * FULL_ROUNDS && least < Math.min(taskRows, rows);
+    return useful ? least : 0;
+  }
+
+  #tryWhole(layout: Layout, weight: number): void {
+    layout.weight = weight;
+    this.#cutter.whole(layout, this.#trial);
+    const before = this.#dividedScore;
+    this.#consider(layout, 1);
+    this.#dividedScore = before;
+    layout.wholeScore = this.#fresh ? this.#bestScore : Number.POSITIVE_INFINITY;
+    // Lists that can be severed may be cut without a merge, others not.
+    const merges = this.#pricer.partials > 0 || !layout.severable;
+    layout.mergeUs = merges ? this.#cost.mergeUs : 0;
   }
 
   /** Tries the divisions of one layout. */
   #divide(layout: Layout): void {
-    const { kvHeads, workers, options } = this.spec;
-    this.#cutter.whole(layout, this.#trial);
-    this.#consider(layout, 1);
-    if (!options.division || layout.lists === 0) return;
+    const { kvHeads, workers } = this.spec;
+    if (layout.lists === 0) return;
+    this.#dividedScore = Math.min(this.#dividedScore, layout.wholeScore);
     const total = layout.segmentUs[layout.segments];
     const itemUs = this.#cost.itemUs;
     const rounds = Math.ceil((layout.lists * kvHeads) / workers);
-    const bound = (): number => this.#bestScore / this.#weight;
+    const tried = [layout.lists];
     let streams = 0;
     for (let round = rounds; round < rounds + ROUNDS_TRIED; round++) {
       const parts = Math.floor((round * workers) / kvHeads);
       if (parts < 1) continue;
-      const ideal = ((total + parts * itemUs) * kvHeads) / workers;
-      if (ideal >= bound()) break;
+      // Estimates are held against what was tried before, bounds against the best of all.
+      const before = this.#dividedScore / layout.weight;
+      if (((total + parts * itemUs) * kvHeads) / workers >= before) break;
+      if (this.#leastUs(layout, tried[tried.length - 1]) >= this.#limit(layout, 1)) break;
       const partUs = partSizeFor(layout, parts);
-      if (round * (partUs + itemUs) < bound() && partsOf(layout, partUs) > layout.lists) {
-        this.#cutter.evenly(layout, partUs, this.#trial);
-        this.#consider(layout, 1);
-      }
+      if (round * (partUs + itemUs) < before) this.#tryParts(layout, partUs, tried);
       const used = (parts * kvHeads) / (round * workers);
-      const streamUs = round * ((total + layout.lists * itemUs) / parts + itemUs);
       if (layout.lists === 1 || used < FULL_ROUNDS || streams === 2) continue;
-      if (streamUs >= bound() * STREAM_GAIN) continue;
+      const streamUs = round * ((total + layout.lists * itemUs) / parts + itemUs);
+      if (streamUs >= (this.#dividedScore / layout.weight) * STREAM_GAIN) continue;
+      if (this.#leastUs(layout, layout.lists) >= this.#limit(layout, STREAM_GAIN)) continue;
       streams++;
       this.#cutter.stream(layout, parts, this.#trial);
       this.#consider(layout, STREAM_GAIN);
     }
-    this.#splitLongest(layout, total);
+    // Only lists longer than a worker's fair share.
+    const fair = ((total + layout.lists * itemUs) * kvHeads) / workers;
+    if (fair < (this.#dividedScore / layout.weight) * 0.99) this.#tryParts(layout, fair, tried);
   }
 
-  /** Only lists longer than a worker's fair share, in parts of at most that share. */
-  #splitLongest(layout: Layout, total: number): void {
-    const { kvHeads, workers } = this.spec;
-    const fair = ((total + layout.lists * this.#cost.itemUs) * kvHeads) / workers;
-    if (fair >= (this.#bestScore / this.#weight) * 0.99 || partsOf(layout, fair) === layout.lists)
-      return;
-    this.#cutter.evenly(layout, fair, this.#trial);
+  /** Each list in equal parts of at most `partUs`, if that number of parts is new and may win. */
+  #tryParts(layout: Layout, partUs: number, tried: number[]): void {
+    const parts = partsOf(layout, partUs);
+    if (tried.includes(parts)) return;
+    tried.push(parts);
+    if (this.#leastUs(layout, parts) >= this.#limit(layout, 1)) return;
+    this.#cutter.evenly(layout, partUs, this.#trial);
     this.#consider(layout, 1);
   }
 
-  /** Prices the trial and keeps it if its makespan is below `gain` x the best so far. */
+  /** No division of the layout into `parts`, fewer where there are not as many cuts, takes less. */
+  #leastUs(layout: Layout, parts: number): number {
+    const { kvHeads, workers } = this.spec;
+    const most = layout.tokens / this.#cutter.cutTokens + layout.segments;
+    const us = layout.segmentUs[layout.segments] + Math.min(parts, most) * this.#cost.itemUs;
+    return (us * kvHeads) / workers + layout.mergeUs;
+  }
+
+  /**
+   * The makespan from which on a division of the layout is of no use.
+   * @param gain factor by which it must be better than divisions before it.
+   */
+  #limit(layout: Layout, gain: number): number {
+    return Math.min(this.#bestScore, this.#dividedScore * gain) / layout.weight;
+  }
+
+  /** Prices the trial and keeps it if its makespan is below the layout's limit. */
   #consider(layout: Layout, gain: number): void {
     this.#pricer.price(layout, this.#trial);
-    const mergeUs = this.#pricer.partials > 0 ? (this.spec.profile.mergeUs ?? 0) : 0;
-    const us = this.#scheduler.makespan(this.#trial) + mergeUs;
-    this.#fresh = us * this.#weight < this.#bestScore * gain;
+    const mergeUs = this.#pricer.partials > 0 ? this.#cost.mergeUs : 0;
+    const limit = this.#limit(layout, gain) - mergeUs;
+    const us = this.#scheduler.makespan(this.#trial, limit);
+    this.#fresh = us < limit;
     if (!this.#fresh) return;
-    this.#bestScore = us * this.#weight;
-    this.#bestUs = us;
+    this.#bestUs = us + mergeUs;
+    this.#bestScore = this.#bestUs * layout.weight;
+    this.#dividedScore = Math.min(this.#dividedScore, this.#bestScore);
     this.#bestLayout = layout;
     [this.#best, this.#trial] = [this.#trial, this.#best];
   }

@@ -4,7 +4,7 @@
  * @module
  */
 import type { CostModel } from './cost-model.ts';
-import { type Layout, roomFor } from './row-tiling.ts';
+import { type Layout, roomFor } from './layout.ts';
 import type { Pieces } from './task-division.ts';
 
 /** Prices divisions; afterwards `rowPieces` tells which rows need a merge. */
@@ -19,34 +19,40 @@ export class PiecePricer {
   whole = true;
   /** Partial results that the pieces write, of one KV head. */
   partials = 0;
+  /** (pieces + 1) first run of each piece; runs are disjoint row intervals, ascending. */
+  #pieceRun = new Int32Array(0);
+  #runBegin = new Int32Array(0);
+  #runEnd = new Int32Array(0);
+  /** (rows + 1) rows before each row that are in several pieces. */
+  #splitBefore = new Int32Array(0);
 
   constructor(cost: CostModel) {
     this.#cost = cost;
   }
 
-  /** Fills pieceUs and unitUs, and rowPieces. */
+  /** Fills what `pieces` says of times, and rowPieces. */
   price(layout: Layout, pieces: Pieces): void {
-    const { segmentUs } = layout;
     this.whole = layout.disjoint && pieces.count === layout.lists;
     this.partials = 0;
-    if (!this.whole) this.#countPieces(layout, pieces);
-    for (let unit = 0; unit < pieces.units; unit++) {
-      let sum = 0;
-      for (let piece = pieces.unitPiece[unit]; piece < pieces.unitPiece[unit + 1]; piece++) {
-        const first = pieces.firstSegment[piece];
-        const last = pieces.lastSegment[piece];
-        let us = this.#cost.itemUs + segmentUs[last + 1] - segmentUs[first];
-        us += this.#endsUs(layout, pieces, piece, first, last);
-        if (!this.whole) {
-          const partials = this.#partials(layout, pieces, piece);
-          this.partials += partials;
-          us += partials * this.#cost.partialUs;
-        }
-        pieces.pieceUs[piece] = us;
-        sum += us;
-      }
-      pieces.unitUs[unit] = sum;
+    if (!this.whole) {
+      this.#findRuns(layout, pieces);
+      this.#countPieces(layout.forest.rows, pieces.count);
     }
+    const { units, unitPiece, unitUs } = pieces;
+    let [most, least, total] = [0, Number.POSITIVE_INFINITY, 0];
+    for (let unit = 0; unit < units; unit++) {
+      let us = 0;
+      for (let piece = unitPiece[unit]; piece < unitPiece[unit + 1]; piece++) {
+        us += this.#pieceUs(layout, pieces, piece);
+      }
+      unitUs[unit] = us;
+      total += us;
+      if (us > most) most = us;
+      if (us < least) least = us;
+    }
+    pieces.mostUs = most;
+    pieces.leastUs = least;
+    pieces.totalUs = total;
   }
 
   /**
@@ -64,6 +70,21 @@ export class PiecePricer {
     }
     this.rowBegin = begin;
     this.rowEnd = end;
+  }
+
+  #pieceUs(layout: Layout, pieces: Pieces, piece: number): number {
+    const { segmentUs } = layout;
+    const first = pieces.firstSegment[piece];
+    const last = pieces.lastSegment[piece];
+    const us = this.#cost.itemUs + segmentUs[last + 1] - segmentUs[first];
+    if (this.whole) return us;
+    let partials = 0;
+    for (let run = this.#pieceRun[piece]; run < this.#pieceRun[piece + 1]; run++) {
+      partials += this.#splitBefore[this.#runEnd[run]] - this.#splitBefore[this.#runBegin[run]];
+    }
+    this.partials += partials;
+    const ends = this.#endsUs(layout, pieces, piece, first, last);
+    return us + ends + partials * this.#cost.partialUs;
   }
 
   /** Correction of a piece's running sum where its first and last segments are cut. */
@@ -92,45 +113,59 @@ export class PiecePricer {
     return this.#cost.us(rows, to - from) + this.#cost.segmentUs;
   }
 
-  #countPieces(layout: Layout, pieces: Pieces): void {
-    this.rowPieces = roomFor(this.rowPieces, layout.forest.rows);
-    this.rowPieces.fill(0, 0, layout.forest.rows);
-    for (let piece = 0; piece < pieces.count; piece++) {
-      this.eachRun(layout, pieces, piece, (begin, end) => {
-        for (let row = begin; row < end; row++) this.rowPieces[row]++;
-      });
-    }
-  }
-
-  #partials(layout: Layout, pieces: Pieces, piece: number): number {
-    let count = 0;
-    this.eachRun(layout, pieces, piece, (begin, end) => {
-      for (let row = begin; row < end; row++) if (this.rowPieces[row] > 1) count++;
-    });
-    return count;
-  }
-
   /**
-   * Calls `visit` with disjoint row intervals, ascending: the rows that have segments in a piece.
-   * Segments stand depth-first, so that each begins inside or after the ones before it.
+   * The rows that have segments in each piece. Segments stand depth-first, so that each begins
+   * inside or after the ones before it.
    */
-  eachRun(
-    layout: Layout,
-    pieces: Pieces,
-    piece: number,
-    visit: (begin: number, end: number) => void,
-  ): void {
-    const { segmentRowBegin, segmentRowEnd } = layout;
-    const first = pieces.firstSegment[piece];
-    const last = pieces.lastSegment[piece];
-    this.partRows(layout, first, pieces.firstToken[piece]);
-    let done = this.rowEnd;
-    if (this.rowBegin < done) visit(this.rowBegin, done);
-    for (let segment = first + 1; segment <= last; segment++) {
-      const end = segmentRowEnd[segment];
-      if (end <= done) continue;
-      visit(Math.max(done, segmentRowBegin[segment]), end);
-      done = end;
+  #findRuns(layout: Layout, pieces: Pieces): void {
+    const { segmentRowBegin, segmentRowEnd, listRowEnd } = layout;
+    const most = layout.segments + pieces.count;
+    this.#pieceRun = roomFor(this.#pieceRun, pieces.count + 1);
+    this.#runBegin = roomFor(this.#runBegin, most);
+    this.#runEnd = roomFor(this.#runEnd, most);
+    const [runBegin, runEnd] = [this.#runBegin, this.#runEnd];
+    let runs = 0;
+    for (let piece = 0; piece < pieces.count; piece++) {
+      this.#pieceRun[piece] = runs;
+      const first = pieces.firstSegment[piece];
+      const last = pieces.lastSegment[piece];
+      this.partRows(layout, first, pieces.firstToken[piece]);
+      runBegin[runs] = this.rowBegin;
+      let done = this.rowEnd;
+      // Once the list's last row is reached, the segments below add none.
+      const listEnd = listRowEnd[pieces.list[piece]];
+      for (let segment = first + 1; segment <= last && done < listEnd; segment++) {
+        const end = segmentRowEnd[segment];
+        if (end <= done) continue;
+        if (segmentRowBegin[segment] > done) {
+          runEnd[runs++] = done;
+          runBegin[runs] = segmentRowBegin[segment];
+        }
+        done = end;
+      }
+      runEnd[runs++] = done;
     }
+    this.#pieceRun[pieces.count] = runs;
+  }
+
+  /** Fills rowPieces and splitBefore from the runs. */
+  #countPieces(rows: number, pieces: number): void {
+    this.rowPieces = roomFor(this.rowPieces, rows + 1);
+    this.#splitBefore = roomFor(this.#splitBefore, rows + 1);
+    const [rowPieces, splitBefore] = [this.rowPieces.fill(0, 0, rows + 1), this.#splitBefore];
+    const runs = this.#pieceRun[pieces];
+    for (let run = 0; run < runs; run++) {
+      rowPieces[this.#runBegin[run]]++;
+      rowPieces[this.#runEnd[run]]--;
+    }
+    let open = 0;
+    let split = 0;
+    for (let row = 0; row < rows; row++) {
+      open += rowPieces[row];
+      rowPieces[row] = open;
+      splitBefore[row] = split;
+      if (open > 1) split++;
+    }
+    splitBefore[rows] = split;
   }
 }

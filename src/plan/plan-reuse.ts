@@ -6,6 +6,7 @@
  */
 import type { Forest } from '../kvcache/forest.ts';
 import type { CostModel } from './cost-model.ts';
+import { IntBlock } from './int-block.ts';
 import type { ReusablePlan } from './make-plan.ts';
 import { OPEN_END } from './plan.ts';
 
@@ -34,16 +35,17 @@ export interface PlanBasis
 /** Copies what `planStillGood` needs. */
 export function planBasis(forest: Forest, cost: CostModel, load: Float64Array): PlanBasis {
   const { nodes, rows } = forest;
+  const ints = new IntBlock(6 * nodes + rows);
   return {
     requests: forest.requests,
     nodes,
-    rowPosition: forest.rowPosition.slice(0, rows),
-    parent: forest.parent.slice(0, nodes),
-    start: forest.start.slice(0, nodes),
-    length: forest.length.slice(0, nodes),
-    rowBegin: forest.rowBegin.slice(0, nodes),
-    rowEnd: forest.rowEnd.slice(0, nodes),
-    firstSlot: forest.firstSlot.slice(0, nodes),
+    rowPosition: ints.copy(forest.rowPosition, rows),
+    parent: ints.copy(forest.parent, nodes),
+    start: ints.copy(forest.start, nodes),
+    length: ints.copy(forest.length, nodes),
+    rowBegin: ints.copy(forest.rowBegin, nodes),
+    rowEnd: ints.copy(forest.rowEnd, nodes),
+    firstSlot: ints.copy(forest.firstSlot, nodes),
     cost,
     load: load.slice(),
   };

@@ -8,117 +8,32 @@
 import { assert } from '../base/errors.ts';
 import type { Forest } from '../kvcache/forest.ts';
 import type { CostModel } from './cost-model.ts';
+import { copied, type Layout, roomFor, roomForFloats } from './layout.ts';
 
-/** `array` if it holds `count` entries, else a larger one without the old content. */
-export const roomFor = (array: Int32Array<ArrayBuffer>, count: number): Int32Array<ArrayBuffer> =>
-  array.length >= count ? array : new Int32Array(count + (count >> 1));
-
-/** `array` if it holds `count` entries, else a larger one without the old content. */
-export const roomForFloats = (
-  array: Float64Array<ArrayBuffer>,
-  count: number,
-): Float64Array<ArrayBuffer> =>
-  array.length >= count ? array : new Float64Array(count + (count >> 1));
-
-/** Lists of segments over row tiles; arrays may be longer than their counts. */
-export class Layout {
-  forest!: Forest;
-  lists = 0;
-  /** (lists + 1) first segment of each list. */
-  listSegment = new Int32Array(64);
-  segments = 0;
-  segmentNode = new Int32Array(256);
-  /** (segments) rows of the tile under the node that see at least one of its tokens. */
-  segmentRowBegin = new Int32Array(256);
-  segmentRowEnd = new Int32Array(256);
-  /** (segments) tokens of the node that some of these rows see: its first ones. */
-  segmentTokens = new Int32Array(256);
-  /** (segments) 1 = every row of the segment sees all of segmentTokens. */
-  segmentFull = new Uint8Array(256);
-  /** (segments + 1) running sum of estimated us, the fixed part of each segment included. */
-  segmentUs = new Float64Array(256);
-  /** True if no row has segments in two lists. */
-  disjoint = true;
-
-  reset(forest: Forest): void {
-    this.forest = forest;
-    this.lists = 0;
-    this.segments = 0;
-    this.disjoint = true;
-    this.segmentUs[0] = 0;
-    this.listSegment[0] = 0;
-  }
-
-  /** Ends the current list; an empty one leaves no trace. */
-  endList(): void {
-    if (this.segments === this.listSegment[this.lists]) return;
-    if (this.lists + 2 > this.listSegment.length) this.listSegment = copied(this.listSegment);
-    this.listSegment[++this.lists] = this.segments;
-  }
-
-  /**
-   * Adds the part of `node` that rows begin <= r < end see; nothing if they see none of it.
-   * @param leastPosition a position that none of the rows lies before.
-   */
-  add(cost: CostModel, node: number, begin: number, end: number, leastPosition: number): void {
-    const { start, length, rowPosition } = this.forest;
-    const first = start[node];
-    let tokens = length[node];
-    let full = 1;
-    if (first + tokens - 1 > leastPosition) {
-      while (begin < end && rowPosition[begin] < first) begin++;
-      while (begin < end && rowPosition[end - 1] < first) end--;
-      if (begin === end) return;
-      let [least, most] = [tokens, 0];
-      for (let row = begin; row < end; row++) {
-        const seen = Math.min(tokens, rowPosition[row] - first + 1);
-        if (seen > most) most = seen;
-        if (seen < least) least = seen;
-      }
-      tokens = most;
-      full = least === most ? 1 : 0;
-    }
-    // A kernel works on all rows up to the last token that any of them sees.
-    const us = cost.us(end - begin, tokens);
-    if (this.segments + 1 >= this.segmentNode.length) this.#grow();
-    const s = this.segments++;
-    this.segmentNode[s] = node;
-    this.segmentRowBegin[s] = begin;
-    this.segmentRowEnd[s] = end;
-    this.segmentTokens[s] = tokens;
-    this.segmentFull[s] = full;
-    this.segmentUs[s + 1] = this.segmentUs[s] + us + cost.segmentUs;
-  }
-
-  #grow(): void {
-    this.segmentNode = copied(this.segmentNode);
-    this.segmentRowBegin = copied(this.segmentRowBegin);
-    this.segmentRowEnd = copied(this.segmentRowEnd);
-    this.segmentTokens = copied(this.segmentTokens);
-    const full = new Uint8Array(this.segmentNode.length);
-    full.set(this.segmentFull);
-    this.segmentFull = full;
-    const us = new Float64Array(this.segmentNode.length);
-    us.set(this.segmentUs);
-    this.segmentUs = us;
-  }
-}
-
-function copied(array: Int32Array): Int32Array<ArrayBuffer> {
-  const larger = new Int32Array(array.length * 2);
-  larger.set(array);
-  return larger;
-}
+/** A position that no row lies before: for `Layout.add` where every row sees all of its path. */
+const ALL_SEEN = 0x7fffffff;
 
 /** Builds layouts; holds the scratch arrays. */
 export class RowTiler {
   readonly #cost: CostModel;
+  /** True if every row sees all tokens of the nodes on its path, as in steps that only decode. */
+  allSeen = false;
+  /** Nodes with tokens and rows, depth-first. */
   #active = new Int32Array(0);
   #actives = 0;
+  /** Those of them over several rows, and the place in this list of the nearest one above or -1. */
+  #shared = new Int32Array(0);
+  #sharedAbove = new Int32Array(0);
+  #shareds = 0;
+  /** 1 = the shared node is tiled in the trunk, apart from what is below it. */
+  #inTrunk = new Uint8Array(0);
+  /** 1 + place: us of reading the shared node and those above it once more. */
+  #pathUs = new Float64Array(0);
+  /** (rows) place of the lowest shared node over the row and the one before it, or -1. */
+  #cutShared = new Int32Array(0);
   #split = new Int32Array(0);
   #stack = new Int32Array(64);
   #depth = 0;
-  #stackUs = new Float64Array(64);
   #cutUs = new Float64Array(0);
   #bestUs = new Float64Array(0);
   #bestFrom = new Int32Array(0);
@@ -135,6 +50,11 @@ export class RowTiler {
     const { nodes, rows, rowBegin, rowEnd, length } = forest;
     this.#active = roomFor(this.#active, nodes);
     this.#split = roomFor(this.#split, nodes);
+    this.#shared = roomFor(this.#shared, nodes);
+    this.#sharedAbove = roomFor(this.#sharedAbove, nodes);
+    this.#pathUs = roomForFloats(this.#pathUs, nodes + 1);
+    if (this.#inTrunk.length < nodes) this.#inTrunk = new Uint8Array(this.#shared.length);
+    this.#cutShared = roomFor(this.#cutShared, rows + 1);
     this.#cutUs = roomForFloats(this.#cutUs, rows + 1);
     this.#bestUs = roomForFloats(this.#bestUs, rows + 1);
     this.#bestFrom = roomFor(this.#bestFrom, rows + 1);
@@ -145,11 +65,39 @@ export class RowTiler {
       if (length[node] > 0 && rowEnd[node] > rowBegin[node]) this.#active[count++] = node;
     }
     this.#actives = count;
+    this.#findShared(forest);
+  }
+
+  /** Walks down the rows: which shared nodes a cut before each row would read once more. */
+  #findShared(forest: Forest): void {
+    const { rows, rowBegin, rowEnd, rowPosition, start, length } = forest;
+    const [active, actives, shared] = [this.#active, this.#actives, this.#shared];
+    const [above, cutShared] = [this.#sharedAbove, this.#cutShared];
+    this.allSeen = true;
+    let count = 0;
+    let lowest = -1;
+    let next = 0;
+    for (let row = 0; row < rows; row++) {
+      while (lowest >= 0 && rowEnd[shared[lowest]] <= row) lowest = above[lowest];
+      cutShared[row] = lowest;
+      let last = lowest >= 0 ? shared[lowest] : -1;
+      for (; next < actives && rowBegin[active[next]] === row; next++) {
+        last = active[next];
+        if (rowEnd[last] - row === 1) continue;
+        shared[count] = last;
+        above[count] = lowest;
+        lowest = count++;
+      }
+      if (last >= 0 && rowPosition[row] < start[last] + length[last] - 1) this.allSeen = false;
+    }
+    this.#shareds = count;
+    assert(next === actives, 'nodes must stand in depth-first order');
   }
 
   /** Every node in the lists of the tiles it spans. */
   joined(forest: Forest, taskRows: number, out: Layout): void {
     out.reset(forest);
+    if (forest.rows > taskRows) this.#priceCuts(forest, taskRows);
     this.#tileNodes(this.#active, 0, this.#actives, taskRows, out);
   }
 
@@ -158,6 +106,9 @@ export class RowTiler {
     out.reset(forest);
     out.disjoint = false;
     for (let i = 0; i < this.#actives; i++) {
+      const node = this.#active[i];
+      const us = this.#rereadUs(forest.length[node], taskRows);
+      this.#cutUs.fill(us, forest.rowBegin[node], forest.rowEnd[node]);
       this.#tileNodes(this.#active, i, i + 1, taskRows, out);
     }
   }
@@ -168,38 +119,45 @@ export class RowTiler {
    * @returns false, with `out` unchanged, if there is no such node.
    */
   trunkApart(forest: Forest, taskRows: number, out: Layout): boolean {
-    const { parent, rowBegin, rowEnd, length } = forest;
-    const cost = this.#cost;
-    const apart = new Uint8Array(forest.nodes);
-    let any = false;
-    for (let i = this.#actives - 1; i >= 0; i--) {
-      const node = this.#active[i];
-      const rows = rowEnd[node] - rowBegin[node];
-      if (apart[node] === 0 && rows > taskRows) {
-        const reads = this.#tilesOver(rowBegin[node], rowEnd[node]);
-        const spare = reads - Math.ceil(rows / taskRows);
-        const partials = rows * cost.partialUs * 2;
-        if (spare > 0 && spare * this.#rereadUs(length[node], taskRows) > partials) apart[node] = 1;
-      }
-      if (apart[node] === 1) {
-        any = true;
-        if (parent[node] >= 0) apart[parent[node]] = 1;
-      }
-    }
-    if (!any) return false;
+    if (!this.#markTrunk(forest, taskRows)) return false;
+    const [active, split] = [this.#active, this.#split];
     let trunk = 0;
-    for (let i = 0; i < this.#actives; i++) {
-      if (apart[this.#active[i]] === 1) this.#split[trunk++] = this.#active[i];
+    for (let i = 0; i < this.#shareds; i++) {
+      if (this.#inTrunk[i] === 1) split[trunk++] = this.#shared[i];
     }
     let end = trunk;
-    for (let i = 0; i < this.#actives; i++) {
-      if (apart[this.#active[i]] === 0) this.#split[end++] = this.#active[i];
+    for (let i = 0, marked = 0; i < this.#actives; i++) {
+      if (marked < trunk && active[i] === split[marked]) marked++;
+      else split[end++] = active[i];
     }
     out.reset(forest);
     out.disjoint = false;
-    this.#tileNodes(this.#split, 0, trunk, taskRows, out);
-    this.#tileNodes(this.#split, trunk, end, taskRows, out);
+    this.#priceCuts(forest, taskRows, 1);
+    this.#tileNodes(split, 0, trunk, taskRows, out);
+    this.#priceCuts(forest, taskRows, 0);
+    this.#tileNodes(split, trunk, end, taskRows, out);
     return true;
+  }
+
+  /** Fills inTrunk; returns false if no shared node is. */
+  #markTrunk(forest: Forest, taskRows: number): boolean {
+    const { rowBegin, rowEnd, length } = forest;
+    const inTrunk = this.#inTrunk.fill(0, 0, this.#shareds);
+    let any = false;
+    for (let i = this.#shareds - 1; i >= 0; i--) {
+      const node = this.#shared[i];
+      const rows = rowEnd[node] - rowBegin[node];
+      if (inTrunk[i] === 0 && rows > taskRows) {
+        const reads = this.#tilesOver(rowBegin[node], rowEnd[node]);
+        const spare = reads - Math.ceil(rows / taskRows);
+        const partials = rows * this.#cost.partialUs * 2;
+        if (spare > 0 && spare * this.#rereadUs(length[node], taskRows) > partials) inTrunk[i] = 1;
+      }
+      if (inTrunk[i] === 0) continue;
+      any = true;
+      if (this.#sharedAbove[i] >= 0) inTrunk[this.#sharedAbove[i]] = 1;
+    }
+    return any;
   }
 
   /** Every request alone, its path as one list; nothing is shared. */
@@ -214,13 +172,13 @@ export class RowTiler {
       if (from === to) continue;
       this.#closeNodes(rowEnd, from);
       for (; next < this.#actives && rowBegin[this.#active[next]] === from; next++) {
-        this.#push(this.#active[next], 0);
+        this.#push(this.#active[next]);
       }
       const tiles = Math.ceil((to - from) / taskRows);
       for (let tile = 0; tile < tiles; tile++) {
         const begin = from + Math.floor(((to - from) * tile) / tiles);
         const end = from + Math.floor(((to - from) * (tile + 1)) / tiles);
-        const least = leastPosition(forest, begin, end);
+        const least = this.allSeen ? ALL_SEEN : leastPosition(forest, begin, end);
         for (let i = 0; i < this.#depth; i++) {
           out.add(this.#cost, this.#stack[i], begin, end, least);
         }
@@ -254,44 +212,27 @@ export class RowTiler {
     const low = rowBegin[nodes[from]];
     let high = low;
     for (let i = from; i < to; i++) if (rowEnd[nodes[i]] > high) high = rowEnd[nodes[i]];
-    if (high - low > taskRows) {
-      this.#priceCuts(nodes, from, to, low, high, taskRows, out.forest);
-      this.#chooseTiles(low, high, taskRows);
-    } else {
+    if (high - low > taskRows) this.#chooseTiles(low, high, taskRows);
+    else {
       this.#tiles = 1;
       this.#tileEnd[0] = high;
     }
     this.#addLists(nodes, from, to, low, out);
   }
 
-  /** cutUs[r] = cost of a tile border before row r: reading once more what r - 1 and r share. */
-  #priceCuts(
-    nodes: Int32Array,
-    from: number,
-    to: number,
-    low: number,
-    high: number,
-    taskRows: number,
-    forest: Forest,
-  ): void {
-    const { rowBegin, rowEnd, length } = forest;
-    const cutUs = this.#cutUs;
-    this.#depth = 0;
-    let next = from;
-    for (let row = low; row < high; row++) {
-      this.#closeNodes(rowEnd, row);
-      cutUs[row] = this.#depth > 0 ? this.#stackUs[this.#depth - 1] : 0;
-      for (; next < to && rowBegin[nodes[next]] === row; next++) {
-        const above = this.#depth > 0 ? this.#stackUs[this.#depth - 1] : 0;
-        // A node over one row is never cut.
-        const single = rowEnd[nodes[next]] - row === 1;
-        this.#push(
-          nodes[next],
-          single ? above : above + this.#rereadUs(length[nodes[next]], taskRows),
-        );
-      }
+  /**
+   * cutUs[r] = cost of a tile border before row r: reading once more what r - 1 and r share.
+   * @param part counts only nodes of the trunk (1) or only others (0); default: all.
+   */
+  #priceCuts(forest: Forest, taskRows: number, part?: 0 | 1): void {
+    const [pathUs, cutUs, cutShared] = [this.#pathUs, this.#cutUs, this.#cutShared];
+    pathUs[0] = 0;
+    for (let i = 0; i < this.#shareds; i++) {
+      const counts = part === undefined || this.#inTrunk[i] === part;
+      const us = counts ? this.#rereadUs(forest.length[this.#shared[i]], taskRows) : 0;
+      pathUs[i + 1] = pathUs[this.#sharedAbove[i] + 1] + us;
     }
-    assert(next === to, 'nodes must stand in depth-first order');
+    for (let row = 0; row < forest.rows; row++) cutUs[row] = pathUs[cutShared[row] + 1];
   }
 
   /** Shortest path over tile borders; the best start of each tile by a sliding-window minimum. */
@@ -324,7 +265,7 @@ export class RowTiler {
     let begin = low;
     for (let tile = 0; tile < this.#tiles; tile++) {
       const end = this.#tileEnd[tile];
-      const least = leastPosition(out.forest, begin, end);
+      const least = this.allSeen ? ALL_SEEN : leastPosition(out.forest, begin, end);
       this.#closeNodes(rowEnd, begin);
       for (let i = 0; i < this.#depth; i++) {
         const node = this.#stack[i];
@@ -336,7 +277,7 @@ export class RowTiler {
         // Only what reaches into the next tile has to be remembered.
         if (rowEnd[node] <= end) continue;
         this.#closeNodes(rowEnd, rowBegin[node]);
-        this.#push(node, 0);
+        this.#push(node);
       }
       out.endList();
       begin = end;
@@ -349,15 +290,9 @@ export class RowTiler {
     while (this.#depth > 0 && rowEnd[this.#stack[this.#depth - 1]] <= row) this.#depth--;
   }
 
-  #push(node: number, us: number): void {
-    if (this.#depth === this.#stack.length) {
-      this.#stack = copied(this.#stack);
-      const larger = new Float64Array(this.#stack.length);
-      larger.set(this.#stackUs);
-      this.#stackUs = larger;
-    }
-    this.#stack[this.#depth] = node;
-    this.#stackUs[this.#depth++] = us;
+  #push(node: number): void {
+    if (this.#depth === this.#stack.length) this.#stack = copied(this.#stack);
+    this.#stack[this.#depth++] = node;
   }
 }
 

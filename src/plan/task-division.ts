@@ -5,7 +5,7 @@
  * @module
  */
 import type { CostModel } from './cost-model.ts';
-import { type Layout, roomFor, roomForFloats } from './row-tiling.ts';
+import { type Layout, roomFor, roomForFloats } from './layout.ts';
 
 /** Pieces of a layout's lists; a piece is a range of segments with a token offset at each end. */
 export class Pieces {
@@ -16,15 +16,18 @@ export class Pieces {
   /** Last segment of the piece (inclusive) and one past its last token in it. */
   lastSegment = new Int32Array(64);
   lastToken = new Int32Array(64);
-  /** (pieces) number of the piece within its list. */
+  /** (pieces) the list that the piece is of, and its number within the list. */
+  list = new Int32Array(64);
   order = new Int32Array(64);
   /** (units + 1) first piece of each unit. */
   unitPiece = new Int32Array(65);
   units = 0;
   /** (units) estimated us, fixed parts and partials included; set by `PiecePricer`. */
   unitUs = new Float64Array(64);
-  /** (pieces) the same for each piece. */
-  pieceUs = new Float64Array(64);
+  /** The largest and the least of them, and their sum. */
+  mostUs = 0;
+  leastUs = 0;
+  totalUs = 0;
 
   reset(most: number): void {
     this.count = 0;
@@ -33,10 +36,10 @@ export class Pieces {
     this.firstToken = roomFor(this.firstToken, most);
     this.lastSegment = roomFor(this.lastSegment, most);
     this.lastToken = roomFor(this.lastToken, most);
+    this.list = roomFor(this.list, most);
     this.order = roomFor(this.order, most);
     this.unitPiece = roomFor(this.unitPiece, most + 1);
     this.unitUs = roomForFloats(this.unitUs, most);
-    this.pieceUs = roomForFloats(this.pieceUs, most);
     this.unitPiece[0] = 0;
   }
 
@@ -48,14 +51,16 @@ export class Pieces {
 /** Cuts lists; keeps the position up to which the current list is already cut. */
 export class ListCutter {
   readonly #cost: CostModel;
-  readonly #cutTokens: number;
+  /** Cuts inside of a node lie on multiples of this slot. */
+  readonly cutTokens: number;
+  #list = 0;
   #segment = 0;
   #token = 0;
   #order = 0;
 
   constructor(cost: CostModel, cutTokens: number) {
     this.#cost = cost;
-    this.#cutTokens = cutTokens;
+    this.cutTokens = cutTokens;
   }
 
   /** Every list whole. */
@@ -70,11 +75,11 @@ export class ListCutter {
 
   /** Each list in equal parts of at most `partUs`. */
   evenly(layout: Layout, partUs: number, out: Pieces): void {
-    const { listSegment, segmentUs } = layout;
+    const { listSegment, listUs, segmentUs } = layout;
     out.reset(partsOf(layout, partUs));
     for (let list = 0; list < layout.lists; list++) {
       const from = segmentUs[listSegment[list]];
-      const us = segmentUs[listSegment[list + 1]] - from;
+      const us = listUs[list];
       const parts = Math.max(1, Math.ceil(us / partUs));
       this.#start(layout, list);
       for (let part = 1; part < parts; part++) {
@@ -118,6 +123,7 @@ export class ListCutter {
   }
 
   #start(layout: Layout, list: number): void {
+    this.#list = list;
     this.#segment = layout.listSegment[list];
     this.#token = 0;
     this.#order = 0;
@@ -152,7 +158,7 @@ export class ListCutter {
     let token = (before / us) * tokens;
     if (before <= slack) token = 0;
     else if (us - before <= slack) token = tokens;
-    else token = Math.round((slot + token) / this.#cutTokens) * this.#cutTokens - slot;
+    else token = Math.round((slot + token) / this.cutTokens) * this.cutTokens - slot;
     if (token >= tokens) {
       token = 0;
       low++;
@@ -172,17 +178,17 @@ export class ListCutter {
     out.firstToken[piece] = this.#token;
     out.lastSegment[piece] = lastSegment;
     out.lastToken[piece] = lastToken;
+    out.list[piece] = this.#list;
     out.order[piece] = this.#order++;
   }
 }
 
 /** Number of parts if every list is cut into equal parts of at most `partUs`. */
 export function partsOf(layout: Layout, partUs: number): number {
-  const { listSegment, segmentUs, lists } = layout;
+  const { listUs, lists } = layout;
   let parts = 0;
   for (let list = 0; list < lists; list++) {
-    const us = segmentUs[listSegment[list + 1]] - segmentUs[listSegment[list]];
-    parts += Math.max(1, Math.ceil(us / partUs));
+    parts += Math.max(1, Math.ceil(listUs[list] / partUs));
   }
   return parts;
 }
@@ -193,9 +199,11 @@ export function partSizeFor(layout: Layout, most: number): number {
   let low = total / most;
   let high = total;
   if (partsOf(layout, low) <= most) return low;
+  // Rounding up adds less than one part a list, so that this is large enough.
+  const enough = most > layout.lists ? (total / (most - layout.lists)) * 1.000001 : total;
   for (let step = 0; step < 12; step++) {
     const middle = (low + high) / 2;
-    if (partsOf(layout, middle) <= most) high = middle;
+    if (middle >= enough || partsOf(layout, middle) <= most) high = middle;
     else low = middle;
   }
   return high;

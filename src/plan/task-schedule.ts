@@ -6,8 +6,10 @@
  * request after request, as a decoder does that knows of no sharing.
  * @module
  */
+
+import type { IntBlock } from './int-block.ts';
+import { roomFor } from './layout.ts';
 import type { PlanOptions } from './plan.ts';
-import { roomFor, roomForFloats } from './row-tiling.ts';
 import type { Pieces } from './task-division.ts';
 
 /** Costs within 1/64 of the largest count as equal. */
@@ -19,11 +21,17 @@ export class TaskScheduler {
   readonly #workers: number;
   readonly #longestFirst: boolean;
   readonly #headsTogether: boolean;
-  #keys = new Float64Array(0);
   readonly #load: Float64Array;
   readonly #heap: Int32Array;
-  /** (units x heads) unit * heads + head in the order of assignment, and the worker of each. */
-  order = new Int32Array(0);
+  /** (units) cost step, counted down from the largest. */
+  #step = new Int32Array(0);
+  /** (units) units in order; scratch for sorting. */
+  #sorted = new Int32Array(0);
+  #byPlace = new Int32Array(0);
+  #starts = new Int32Array(0);
+  /** (units x heads) unit and head in the order of assignment, and the worker of each. */
+  unit = new Int32Array(0);
+  head = new Int32Array(0);
   worker = new Int32Array(0);
 
   constructor(heads: number, workers: number, options: PlanOptions) {
@@ -40,93 +48,127 @@ export class TaskScheduler {
     return this.#load;
   }
 
-  /** True if the last `makespan` left the assignment in `order` and `worker`. */
+  /** True if the last `makespan` left the assignment in `unit`, `head` and `worker`. */
   assigned = false;
 
-  /** The makespan in us; the assignment itself is only made where it takes one to know. */
-  makespan(pieces: Pieces): number {
-    this.assigned = pieces.units * this.#heads > this.#workers || !this.#longestFirst;
-    if (this.assigned) return this.assign(pieces);
-    let most = 0;
-    for (let unit = 0; unit < pieces.units; unit++) {
-      if (pieces.unitUs[unit] > most) most = pieces.unitUs[unit];
-    }
-    return most;
+  /**
+   * The makespan in us; the assignment itself is only made where it takes one to know.
+   * @param limit a makespan of this or more is of no use: any number from there on may come back.
+   */
+  makespan(pieces: Pieces, limit: number): number {
+    this.assigned = false;
+    const { mostUs, leastUs, totalUs } = pieces;
+    const items = pieces.units * this.#heads;
+    if (this.#longestFirst && items <= this.#workers) return mostUs;
+    // Some worker has at least this many items, and some worker at least the mean load.
+    const rounds = Math.ceil(items / this.#workers);
+    const mean = (totalUs * this.#heads) / this.#workers;
+    const bound = Math.max(mostUs, rounds * leastUs, mean);
+    if (bound >= limit) return bound;
+    this.assigned = true;
+    return this.assign(pieces, limit);
   }
 
-  /** Fills `order` and `worker` and returns the makespan in us. */
-  assign(pieces: Pieces): number {
+  /** Fills `unit`, `head` and `worker` and returns the makespan in us; `limit` as in `makespan`. */
+  assign(pieces: Pieces, limit = Number.POSITIVE_INFINITY): number {
     const count = pieces.units * this.#heads;
-    this.order = roomFor(this.order, count);
+    this.unit = roomFor(this.unit, count);
+    this.head = roomFor(this.head, count);
     this.worker = roomFor(this.worker, count);
     this.#load.fill(0);
-    if (!this.#longestFirst) return this.#roundRobin(pieces, count);
+    if (!this.#longestFirst) return this.#roundRobin(pieces);
     this.#sort(pieces);
-    return this.#leastLoaded(pieces, count);
+    this.#order(pieces);
+    return this.#leastLoaded(pieces, count, limit);
   }
 
-  #roundRobin(pieces: Pieces, count: number): number {
+  #roundRobin(pieces: Pieces): number {
     let most = 0;
-    for (let i = 0; i < count; i++) {
-      const worker = i % this.#workers;
-      this.order[i] = i;
-      this.worker[i] = worker;
-      this.#load[worker] += pieces.unitUs[Math.floor(i / this.#heads)];
-      if (this.#load[worker] > most) most = this.#load[worker];
+    let worker = 0;
+    let item = 0;
+    for (let unit = 0; unit < pieces.units; unit++) {
+      for (let head = 0; head < this.#heads; head++, item++) {
+        this.unit[item] = unit;
+        this.head[item] = head;
+        this.worker[item] = worker;
+        this.#load[worker] += pieces.unitUs[unit];
+        if (this.#load[worker] > most) most = this.#load[worker];
+        worker = worker + 1 === this.#workers ? 0 : worker + 1;
+      }
     }
     return most;
   }
 
-  /** Orders the items: cost falling, then place in the list, then head and list. */
+  /** Sorts the units: cost falling, then place in the list, then list (two stable passes). */
   #sort(pieces: Pieces): void {
-    const { units, unitUs, unitPiece, order } = pieces;
-    let most = 0;
-    for (let unit = 0; unit < units; unit++) if (unitUs[unit] > most) most = unitUs[unit];
-    this.#keys = roomForFloats(this.#keys, units);
-    const keys = this.#keys.subarray(0, units);
-    const step = most > 0 ? COST_STEPS / most : 0;
+    const { units, unitUs, unitPiece, order, mostUs } = pieces;
+    this.#step = roomFor(this.#step, units);
+    this.#sorted = roomFor(this.#sorted, units);
+    this.#byPlace = roomFor(this.#byPlace, units);
+    const scale = mostUs > 0 ? COST_STEPS / mostUs : 0;
+    let places = 0;
     for (let unit = 0; unit < units; unit++) {
-      const cost = COST_STEPS - Math.floor(unitUs[unit] * step);
-      const place = Math.min(order[unitPiece[unit]], 0xffff);
-      keys[unit] = (cost * 0x10000 + place) * 0x1000000 + unit;
+      this.#step[unit] = COST_STEPS - Math.floor(unitUs[unit] * scale);
+      const place = order[unitPiece[unit]];
+      if (place > places) places = place;
     }
-    keys.sort();
+    this.#starts = roomFor(this.#starts, Math.max(places, COST_STEPS) + 2);
+    const [starts, byPlace] = [this.#starts.fill(0, 0, places + 2), this.#byPlace];
+    for (let unit = 0; unit < units; unit++) starts[order[unitPiece[unit]] + 1]++;
+    for (let place = 0; place < places; place++) starts[place + 1] += starts[place];
+    for (let unit = 0; unit < units; unit++) byPlace[starts[order[unitPiece[unit]]]++] = unit;
+    starts.fill(0, 0, COST_STEPS + 2);
+    for (let unit = 0; unit < units; unit++) starts[this.#step[unit] + 1]++;
+    for (let step = 0; step < COST_STEPS; step++) starts[step + 1] += starts[step];
+    for (let i = 0; i < units; i++) this.#sorted[starts[this.#step[byPlace[i]]]++] = byPlace[i];
+  }
+
+  /** Lays out the items: units of equal cost and place go head by head, or unit by unit. */
+  #order(pieces: Pieces): void {
+    const { units, unitPiece, order } = pieces;
+    const [sorted, step, heads] = [this.#sorted, this.#step, this.#heads];
     let item = 0;
     for (let begin = 0; begin < units; ) {
-      const group = Math.floor(keys[begin] / 0x1000000);
+      const first = sorted[begin];
+      const place = order[unitPiece[first]];
       let end = begin + 1;
-      while (end < units && Math.floor(keys[end] / 0x1000000) === group) end++;
-      const length = end - begin;
-      for (let i = 0; i < length * this.#heads; i++) {
-        const unit = begin + (this.#headsTogether ? Math.floor(i / this.#heads) : i % length);
-        const head = this.#headsTogether ? i % this.#heads : Math.floor(i / length);
-        this.order[item++] = (keys[unit] % 0x1000000) * this.#heads + head;
+      for (; end < units; end++) {
+        const unit = sorted[end];
+        if (step[unit] !== step[first] || order[unitPiece[unit]] !== place) break;
       }
-      begin = end;
+      const together = this.#headsTogether ? 1 : end - begin;
+      for (; begin < end; begin += together) {
+        for (let head = 0; head < heads; head++) {
+          for (let i = begin; i < begin + together; i++, item++) {
+            this.unit[item] = sorted[i];
+            this.head[item] = head;
+          }
+        }
+      }
     }
   }
 
   /** Each item to the worker that is free first; a binary heap over the loads. */
-  #leastLoaded(pieces: Pieces, count: number): number {
-    const [heap, load, heads, workers] = [this.#heap, this.#load, this.#heads, this.#workers];
+  #leastLoaded(pieces: Pieces, count: number, limit: number): number {
+    const [heap, load, workers] = [this.#heap, this.#load, this.#workers];
+    const [unit, worker, unitUs] = [this.unit, this.worker, pieces.unitUs];
     const first = Math.min(count, workers);
-    // Costs fall, so the workers in reverse order are a heap after their first item.
-    for (let i = 0; i < workers; i++) heap[i] = workers - 1 - i;
     for (let i = 0; i < first; i++) {
-      this.worker[i] = i;
-      load[i] = pieces.unitUs[Math.floor(this.order[i] / heads)];
+      worker[i] = i;
+      load[i] = unitUs[unit[i]];
     }
-    if (count > workers) {
-      for (let i = (workers >> 1) - 1; i >= 0; i--) siftDown(heap, load, i);
-      for (let i = workers; i < count; i++) {
-        const worker = heap[0];
-        this.worker[i] = worker;
-        load[worker] += pieces.unitUs[Math.floor(this.order[i] / heads)];
-        siftDown(heap, load, 0);
-      }
+    let most = pieces.mostUs;
+    if (count <= workers) return most;
+    // Costs fall, so the workers in reverse order are nearly a heap after their first item.
+    for (let i = 0; i < workers; i++) heap[i] = workers - 1 - i;
+    for (let i = (workers >> 1) - 1; i >= 0; i--) siftDown(heap, load, i);
+    for (let i = workers; i < count && most < limit; i++) {
+      const next = heap[0];
+      worker[i] = next;
+      load[next] += unitUs[unit[i]];
+      if (load[next] > most) most = load[next];
+      siftDown(heap, load, 0);
     }
-    let most = 0;
-    for (let i = 0; i < first; i++) if (load[i] > most) most = load[i];
     return most;
   }
 }
@@ -151,22 +193,22 @@ export function scheduleItems(
   scheduler: TaskScheduler,
   heads: number,
   workers: number,
+  ints: IntBlock,
 ): { workerItem: Int32Array; schedule: Int32Array } {
   const count = pieces.units * heads;
-  const { order, worker } = scheduler;
-  const workerItem = new Int32Array(workers + 1);
-  const schedule = new Int32Array(pieces.count * heads);
+  const { unitPiece } = pieces;
+  const { unit, head, worker } = scheduler;
+  const workerItem = ints.take(workers + 1);
+  const schedule = ints.take(pieces.count * heads);
   for (let i = 0; i < count; i++) {
-    const unit = Math.floor(order[i] / heads);
-    workerItem[worker[i] + 1] += pieces.unitPiece[unit + 1] - pieces.unitPiece[unit];
+    workerItem[worker[i] + 1] += unitPiece[unit[i] + 1] - unitPiece[unit[i]];
   }
   for (let w = 0; w < workers; w++) workerItem[w + 1] += workerItem[w];
   const next = workerItem.slice(0, workers);
   for (let i = 0; i < count; i++) {
-    const unit = Math.floor(order[i] / heads);
-    const head = order[i] - unit * heads;
-    for (let piece = pieces.unitPiece[unit]; piece < pieces.unitPiece[unit + 1]; piece++) {
-      schedule[next[worker[i]]++] = piece * heads + head;
+    const end = unitPiece[unit[i] + 1];
+    for (let piece = unitPiece[unit[i]]; piece < end; piece++) {
+      schedule[next[worker[i]]++] = piece * heads + head[i];
     }
   }
   return { workerItem, schedule };
