@@ -51,3 +51,10 @@ export const prebuiltFolder = (): string =>
 
 /** FLASHFORGE_NVRTC=off: CUDA kernels come from the package's PTX though NVRTC may be there. */
 export const usesNvrtc = (): boolean => process.env.FLASHFORGE_NVRTC !== 'off';
+
+/**
+ * FLASHFORGE_NVRTC_FLAGS: more options for compiling CUDA kernels, for those who work on them
+ * ("-lineinfo" for a profiler's source view); default: none.
+ */
+export const nvrtcFlags = (): readonly string[] =>
+  process.env.FLASHFORGE_NVRTC_FLAGS?.split(' ').filter((flag) => flag !== '') ?? [];

@@ -8,7 +8,7 @@ import { createHash } from 'node:crypto';
 import { mkdirSync, readdirSync, readFileSync, rmSync, statSync, utimesSync } from 'node:fs';
 import { join } from 'node:path';
 import { keepFile } from '../../base/cache-file.ts';
-import { compileOptions, type Sources } from './nvrtc.ts';
+import { cubinOptions, type Sources } from './nvrtc.ts';
 
 /** Bytes of a cache folder before its least recently used files are deleted. */
 export const CACHE_BYTES_MAX = 256 * 2 ** 20;
@@ -78,7 +78,7 @@ const digest = (bytes: Uint8Array): Buffer => createHash('sha256').update(bytes)
 function fileName(key: CacheKey): string {
   const hash = createHash('sha256');
   for (const [name, text] of key.sources) hash.update(`${name}\0${text}\0`);
-  hash.update(compileOptions(key.arch, key.defines).join(' '));
+  hash.update(cubinOptions(key.arch, key.defines).join(' '));
   hash.update(` ${key.compilerVersion} ${key.driverVersion}`);
   const stem = key.main.replace(/\.cu$/, '');
   return `${stem}-${key.arch}-${hash.digest('hex').slice(0, 32)}${SUFFIX}`;

@@ -3,6 +3,7 @@
  * is part of the error, and on success it holds the register and spill report.
  * @module
  */
+import { nvrtcFlags } from '../../base/env.ts';
 import { FlashForgeError } from '../../base/errors.ts';
 import type { NvrtcLibrary } from './signatures.ts';
 
@@ -70,7 +71,7 @@ export function compile(
   arch: string,
   defines: Readonly<Record<string, number>>,
 ): Binary {
-  const options = compileOptions(arch, defines);
+  const options = cubinOptions(arch, defines);
   return withProgram(library, sources, main, options, (program, log) => ({
     cubin: readResult(library, program, 'CUBIN'),
     log,
@@ -158,6 +159,12 @@ export function compileOptions(
     ...Object.entries(defines).map(([name, value]) => `-D${name}=${value}`),
   ];
 }
+
+/** The same for machine code, which stays on this machine: with the user's own options. */
+export const cubinOptions = (
+  arch: string,
+  defines: Readonly<Record<string, number>>,
+): readonly string[] => [...compileOptions(arch, defines), ...nvrtcFlags()];
 
 function readText(library: NvrtcLibrary, program: bigint): string {
   const size = new BigUint64Array(1);

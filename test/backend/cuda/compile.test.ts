@@ -85,4 +85,14 @@ describe('kernels compile without a GPU', { concurrency: false }, () => {
         /broken\.cu does not compile/.test(error.message) && /missing/.test(error.message),
     );
   });
+
+  test('FLASHFORGE_NVRTC_FLAGS reach the compiler', (t) => {
+    if (typeof found === 'string') return t.skip(found);
+    process.env.FLASHFORGE_NVRTC_FLAGS = '-DGIVEN=int';
+    try {
+      compile(found, new Map([['f.cu', '__global__ void f(GIVEN* x) {}']]), 'f.cu', 'sm_80', {});
+    } finally {
+      delete process.env.FLASHFORGE_NVRTC_FLAGS;
+    }
+  });
 });

@@ -64,6 +64,13 @@ test('a kernel is compiled once, and again for anything that can change it', () 
     ];
     for (const change of changes) cache.get({ ...KEY, ...change }, nvrtc.compile);
     assert.equal(nvrtc.calls, 1 + changes.length);
+    process.env.FLASHFORGE_NVRTC_FLAGS = ' -lineinfo  -DB=1';
+    try {
+      cache.get(KEY, nvrtc.compile);
+    } finally {
+      delete process.env.FLASHFORGE_NVRTC_FLAGS;
+    }
+    assert.equal(nvrtc.calls, 2 + changes.length);
   }));
 
 test('a damaged file is compiled again', () =>
