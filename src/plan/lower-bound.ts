@@ -19,26 +19,30 @@ export class LeastWork {
   readonly #cost: CostModel;
   /** (taskRows + 1) least us per token for 1 to taskRows rows. */
   readonly #rate: Float64Array;
-  /** Least us per token and row, for any number of rows. */
-  readonly #perRow: number;
+  /** (taskRows + 1) least us per token and row where a task has at most so many rows. */
+  readonly #perRow: Float64Array;
+  /** Most rows of a task in what is being summed up. */
+  #taskRows: number;
   #seen = new Int32Array(0);
 
   constructor(cost: CostModel) {
     this.#cost = cost;
     this.#rate = cost.leastRates();
-    let least = Number.POSITIVE_INFINITY;
+    this.#taskRows = cost.taskRows;
+    this.#perRow = new Float64Array(cost.taskRows + 1).fill(Number.POSITIVE_INFINITY);
     for (let rows = 1; rows <= cost.taskRows; rows++) {
-      least = Math.min(least, this.#rate[rows] / rows);
+      this.#perRow[rows] = Math.min(this.#perRow[rows - 1], this.#rate[rows] / rows);
     }
-    this.#perRow = least;
   }
 
   /**
    * Every node read once for all of its rows.
    * @param allSeen every row is known to see all tokens of the nodes on its path.
+   * @param taskRows most rows of a task: 1 to the cost model's.
    */
-  ofTree(forest: Forest, allSeen: boolean): Work {
+  ofTree(forest: Forest, allSeen: boolean, taskRows = this.#cost.taskRows): Work {
     const { nodes, rowBegin, rowEnd, length } = forest;
+    this.#taskRows = taskRows;
     const work = { us: 0, tokens: 0 };
     let lastRow = 0;
     let busyRows = 0;
@@ -46,19 +50,20 @@ export class LeastWork {
       const [begin, end] = [rowBegin[node], rowEnd[node]];
       if (end <= begin || length[node] === 0) continue;
       const tokens = allSeen ? length[node] : this.#add(work, forest, node, begin, end);
-      if (allSeen) work.us += this.#cost.segmentUs + tokens * this.#rateOf(end - begin);
+      if (allSeen) work.us += this.#allUs(end - begin, tokens);
       if (tokens === 0) continue;
       work.tokens += tokens;
       busyRows += Math.max(0, end - Math.max(lastRow, begin));
       lastRow = Math.max(lastRow, end);
     }
-    work.us += this.#cost.itemUs * Math.ceil(busyRows / this.#cost.taskRows);
+    work.us += this.#cost.itemUs * Math.ceil(busyRows / taskRows);
     return work;
   }
 
   /** Every list of a flat layout by itself. */
   ofFlat(layout: Layout): Work {
     const work = { us: 0, tokens: 0 };
+    this.#taskRows = this.#cost.taskRows;
     for (let s = 0; s < layout.segments; s++) {
       const [begin, end] = [layout.segmentRowBegin[s], layout.segmentRowEnd[s]];
       work.tokens += this.#add(work, layout.forest, layout.segmentNode[s], begin, end);
@@ -92,6 +97,13 @@ export class LeastWork {
   }
 
   #rateOf(rows: number): number {
-    return rows < this.#rate.length ? this.#rate[rows] : rows * this.#perRow;
+    const most = this.#taskRows;
+    return rows <= most ? this.#rate[rows] : rows * this.#perRow[most];
+  }
+
+  /** us of `rows` rows that all see so many tokens of a node. */
+  #allUs(rows: number, tokens: number): number {
+    const segments = Math.ceil(rows / this.#taskRows);
+    return segments * this.#cost.segmentUs + tokens * this.#rateOf(rows);
   }
 }

@@ -49,6 +49,14 @@ const STREAM_GAIN = 0.97;
  */
 const PAIRED_GAIN = 0.95;
 
+/** What divisions of a layout's lists into equal parts were looked at. */
+interface Tried {
+  /** Numbers of parts, of all lists together; the same number gives the same cuts. */
+  readonly parts: number[];
+  /** The most partials among them. */
+  partials: number;
+}
+
 /** Makes plans for one spec; keeps scratch memory between calls. Plans stay valid. */
 export class Planner {
   readonly spec: PlanSpec;
@@ -98,7 +106,10 @@ export class Planner {
     this.#search(forest);
 
     const layout = this.#bestLayout;
-    if (!this.#fresh) this.#pricer.price(layout, this.#best);
+    if (!this.#fresh) {
+      this.#pricer.count(layout, this.#best);
+      this.#pricer.price(layout, this.#best);
+    }
     if (!this.#fresh || !this.#scheduler.assigned) this.#scheduler.assign(this.#best);
     const part = emitTasks(layout, this.#best, this.#pricer, this.#hasChild);
     const items = part.tasks * kvHeads;
@@ -143,7 +154,7 @@ export class Planner {
 
   /** Tries layouts and divisions; leaves the best in bestLayout and best. */
   #search(forest: Forest): void {
-    const { taskRows, options } = this.spec;
+    const { kvHeads, workers, taskRows, options } = this.spec;
     const [joined, lower, trunk, single] = this.#layouts;
     this.#bestUs = Number.POSITIVE_INFINITY;
     this.#bestScore = Number.POSITIVE_INFINITY;
@@ -174,6 +185,8 @@ export class Planner {
     if (hasTrunk) this.#divide(trunk);
     if (rows > 0) this.#divide(lower);
     if (!paired || rows === groupRows || this.#bestLayout.weight === 1) return;
+    const least = this.#least.ofTree(forest, this.#tiler.allSeen, groupRows).us;
+    if ((least * kvHeads) / workers >= this.#bestScore) return;
     this.#tiler.joined(forest, groupRows, single);
     this.#tryWhole(single, 1);
     this.#divide(single);
@@ -212,47 +225,55 @@ export class Planner {
     const total = layout.segmentUs[layout.segments];
     const itemUs = this.#cost.itemUs;
     const rounds = Math.ceil((layout.lists * kvHeads) / workers);
-    const tried = [layout.lists];
+    const tried: Tried = { parts: [layout.lists], partials: 0 };
     let streams = 0;
     for (let round = rounds; round < rounds + ROUNDS_TRIED; round++) {
       const parts = Math.floor((round * workers) / kvHeads);
       if (parts < 1) continue;
       // Estimates are held against what was tried before, bounds against the best of all.
       const before = this.#dividedScore / layout.weight;
-      if (((total + parts * itemUs) * kvHeads) / workers >= before) break;
-      if (this.#leastUs(layout, tried[tried.length - 1]) >= this.#limit(layout, 1)) break;
+      if (this.#meanUs(layout, parts, 0) >= before) break;
       const partUs = partSizeFor(layout, parts);
       if (round * (partUs + itemUs) < before) this.#tryParts(layout, partUs, tried);
       const used = (parts * kvHeads) / (round * workers);
       if (layout.lists === 1 || used < FULL_ROUNDS || streams === 2) continue;
       const streamUs = round * ((total + layout.lists * itemUs) / parts + itemUs);
       if (streamUs >= (this.#dividedScore / layout.weight) * STREAM_GAIN) continue;
-      if (this.#leastUs(layout, layout.lists) >= this.#limit(layout, STREAM_GAIN)) continue;
+      if (this.#leastUs(layout, layout.lists, tried) >= this.#limit(layout, STREAM_GAIN)) continue;
       streams++;
       this.#cutter.stream(layout, parts, this.#trial);
       this.#consider(layout, STREAM_GAIN);
     }
     // Only lists longer than a worker's fair share.
-    const fair = ((total + layout.lists * itemUs) * kvHeads) / workers;
+    const fair = this.#meanUs(layout, layout.lists, 0);
     if (fair < (this.#dividedScore / layout.weight) * 0.99) this.#tryParts(layout, fair, tried);
   }
 
   /** Each list in equal parts of at most `partUs`, if that number of parts is new and may win. */
-  #tryParts(layout: Layout, partUs: number, tried: number[]): void {
+  #tryParts(layout: Layout, partUs: number, tried: Tried): void {
     const parts = partsOf(layout, partUs);
-    if (tried.includes(parts)) return;
-    tried.push(parts);
-    if (this.#leastUs(layout, parts) >= this.#limit(layout, 1)) return;
+    if (tried.parts.includes(parts)) return;
+    tried.parts.push(parts);
+    if (this.#leastUs(layout, parts, tried) >= this.#limit(layout, 1)) return;
     this.#cutter.evenly(layout, partUs, this.#trial);
     this.#consider(layout, 1);
+    tried.partials = Math.max(tried.partials, this.#pricer.partials);
   }
 
-  /** No division of the layout into `parts`, fewer where there are not as many cuts, takes less. */
-  #leastUs(layout: Layout, parts: number): number {
-    const { kvHeads, workers } = this.spec;
+  /**
+   * No division of the layout into `parts`, fewer where there are not as many cuts, takes less:
+   * more parts leave at least as many partials.
+   */
+  #leastUs(layout: Layout, parts: number, tried: Tried): number {
     const most = layout.tokens / this.#cutter.cutTokens + layout.segments;
-    const us = layout.segmentUs[layout.segments] + Math.min(parts, most) * this.#cost.itemUs;
-    return (us * kvHeads) / workers + layout.mergeUs;
+    return this.#meanUs(layout, Math.min(parts, most), tried.partials) + layout.mergeUs;
+  }
+
+  /** A worker's mean time for the layout in so many pieces with so many partials, but for cuts. */
+  #meanUs(layout: Layout, pieces: number, partials: number): number {
+    const { itemUs, partialUs } = this.#cost;
+    const us = layout.segmentUs[layout.segments] + pieces * itemUs + partials * partialUs;
+    return (us * this.spec.kvHeads) / this.spec.workers;
   }
 
   /**
@@ -265,9 +286,13 @@ export class Planner {
 
   /** Prices the trial and keeps it if its makespan is below the layout's limit. */
   #consider(layout: Layout, gain: number): void {
-    this.#pricer.price(layout, this.#trial);
-    const mergeUs = this.#pricer.partials > 0 ? this.#cost.mergeUs : 0;
+    this.#fresh = false;
+    this.#pricer.count(layout, this.#trial);
+    const { partials } = this.#pricer;
+    const mergeUs = partials > 0 ? this.#cost.mergeUs : 0;
     const limit = this.#limit(layout, gain) - mergeUs;
+    if (this.#meanUs(layout, this.#trial.count, partials) >= limit) return;
+    this.#pricer.price(layout, this.#trial, limit);
     const us = this.#scheduler.makespan(this.#trial, limit);
     this.#fresh = us < limit;
     if (!this.#fresh) return;

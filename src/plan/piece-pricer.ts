@@ -30,17 +30,23 @@ export class PiecePricer {
     this.#cost = cost;
   }
 
-  /** Fills what `pieces` says of times, and rowPieces. */
-  price(layout: Layout, pieces: Pieces): void {
+  /** Counts the partials: fills rowPieces, `whole` and `partials`. */
+  count(layout: Layout, pieces: Pieces): void {
     this.whole = layout.disjoint && pieces.count === layout.lists;
     this.partials = 0;
-    if (!this.whole) {
-      this.#findRuns(layout, pieces);
-      this.#countPieces(layout.forest.rows, pieces.count);
-    }
+    if (this.whole) return;
+    this.#findRuns(layout, pieces);
+    this.#countPieces(layout.forest.rows, pieces.count);
+  }
+
+  /**
+   * After `count` of the same pieces: fills what `pieces` says of times.
+   * @param limit ends early, with mostUs set, once a unit takes so long.
+   */
+  price(layout: Layout, pieces: Pieces, limit = Number.POSITIVE_INFINITY): void {
     const { units, unitPiece, unitUs } = pieces;
     let [most, least, total] = [0, Number.POSITIVE_INFINITY, 0];
-    for (let unit = 0; unit < units; unit++) {
+    for (let unit = 0; unit < units && most < limit; unit++) {
       let us = 0;
       for (let piece = unitPiece[unit]; piece < unitPiece[unit + 1]; piece++) {
         us += this.#pieceUs(layout, pieces, piece);
@@ -82,7 +88,6 @@ export class PiecePricer {
     for (let run = this.#pieceRun[piece]; run < this.#pieceRun[piece + 1]; run++) {
       partials += this.#splitBefore[this.#runEnd[run]] - this.#splitBefore[this.#runBegin[run]];
     }
-    this.partials += partials;
     const ends = this.#endsUs(layout, pieces, piece, first, last);
     return us + ends + partials * this.#cost.partialUs;
   }
@@ -148,7 +153,7 @@ export class PiecePricer {
     this.#pieceRun[pieces.count] = runs;
   }
 
-  /** Fills rowPieces and splitBefore from the runs. */
+  /** Fills rowPieces, partials and splitBefore from the runs. */
   #countPieces(rows: number, pieces: number): void {
     this.rowPieces = roomFor(this.rowPieces, rows + 1);
     this.#splitBefore = roomFor(this.#splitBefore, rows + 1);
@@ -164,7 +169,9 @@ export class PiecePricer {
       open += rowPieces[row];
       rowPieces[row] = open;
       splitBefore[row] = split;
-      if (open > 1) split++;
+      if (open < 2) continue;
+      split++;
+      this.partials += open;
     }
     splitBefore[rows] = split;
   }

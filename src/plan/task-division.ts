@@ -143,6 +143,10 @@ export class ListCutter {
     const end = layout.listSegment[list + 1];
     let low = this.#segment;
     let high = end - 1;
+    // The next cut is near: steps that double find an interval for the bisection.
+    let step = 1;
+    for (; low + step < high && segmentUs[low + step] < atUs; step *= 2) low += step;
+    high = Math.min(high, low + step);
     while (low < high) {
       const middle = (low + high) >> 1;
       if (segmentUs[middle + 1] >= atUs) high = middle;
