@@ -3,11 +3,11 @@
  * @module
  */
 import { availableParallelism } from 'node:os';
-import { median } from '../base/math.ts';
 import { CostModel } from '../plan/cost-model.ts';
-import { defaultProfile, PLAN_SHAPES, type ProfileKind } from '../plan/default-profile.ts';
-import { DEFAULT_PLAN_OPTIONS, Planner, type ReusablePlan } from '../plan/make-plan.ts';
+import { defaultProfile, PLAN_SHAPES } from '../plan/default-profile.ts';
+import { DEFAULT_PLAN_OPTIONS, Planner } from '../plan/make-plan.ts';
 import type { CostProfile, PlanOptions, PlanSpec } from '../plan/plan.ts';
+import { timePlans } from '../plan/plan-timing.ts';
 import { taskCosts } from '../plan/task-cost.ts';
 import { type Workload, workloadBytes, workloadForest } from '../plan/workload.ts';
 import { type Command, JSON_OPTION } from './command.ts';
@@ -17,11 +17,10 @@ import { choiceOption, integerOption, usageError } from './parse-arguments.ts';
 import { table } from './table.ts';
 import { readProfileFile, readWorkloadFile } from './workload-file.ts';
 
-/** Plans of one workload that are timed, after as many that are not; fewer where they are long. */
-const PLANS_TIMED = 40;
-const TIMING_MS_MAX = 400;
 const WORKERS_MAX = 65536;
 const DEVICES = ['cpu', 'cuda'] as const;
+/** What `--device cuda` plans for: an H200, with the bandwidth of a kernel that only reads there. */
+const H200 = { arch: 'sm_90a', multiprocessors: 132, readBytesPerUs: 4.2e6 };
 
 export const planCommand: Command = {
   name: 'plan',
@@ -30,7 +29,7 @@ export const planCommand: Command = {
   options: [
     { name: 'workload', value: 'FILE', help: 'JSON list of trees (see docs/planner.md); needed' },
     { name: 'workers', value: 'N', help: 'workers (default: cores; with --device cuda 132)' },
-    { name: 'device', value: 'NAME', help: 'whose tiles and costs: cpu or cuda (default cpu)' },
+    { name: 'device', value: 'NAME', help: 'cpu or cuda, an H200 (default cpu)' },
     {
       name: 'profile',
       value: 'FILE',
@@ -68,7 +67,7 @@ export const planCommand: Command = {
       // A turn of the event loop lets signals arrive.
       await new Promise((resolve) => setImmediate(resolve));
       context.signal.throwIfAborted();
-      planned.push(planWorkload(workload, device, workers, options, profile));
+      planned.push(await planWorkload(workload, device, workers, options, profile));
     }
     context.print(planTable(planned));
     context.print(
@@ -102,36 +101,25 @@ export interface PlannedWorkload {
   readonly chart: Chart;
 }
 
-/** Plans one workload and times it. */
-export function planWorkload(
+/**
+ * Plans one workload and times it.
+ * @throws FlashForgeError 'device' for heads that no CUDA kernel is there for.
+ */
+export async function planWorkload(
   workload: Workload,
-  device: ProfileKind,
+  device: (typeof DEVICES)[number],
   workers: number,
   options: PlanOptions = DEFAULT_PLAN_OPTIONS,
-  profile: CostProfile = defaultProfile(device, workload.headDim),
-): PlannedWorkload {
-  const { pageSize, taskQueries } = PLAN_SHAPES[device];
-  const groupSize = workload.queryHeads / workload.kvHeads;
-  const spec: PlanSpec = {
-    kvHeads: workload.kvHeads,
-    groupSize,
-    headDim: workload.headDim,
-    pageSize,
-    workers,
-    taskRows: Math.max(1, Math.floor(taskQueries / groupSize)),
-    profile,
-    options,
-  };
+  profile?: CostProfile,
+): Promise<PlannedWorkload> {
+  const { kvHeads, headDim } = workload;
+  const { pageSize } = PLAN_SHAPES[device];
+  const groupSize = workload.queryHeads / kvHeads;
+  const heads = { kvHeads, groupSize, headDim, pageSize };
+  const tiles = device === 'cuda' ? await cudaTiles(heads) : cpuTiles(heads);
+  const spec: PlanSpec = { ...heads, ...tiles, workers, options, ...(profile && { profile }) };
   const { forest } = workloadForest(workload, pageSize, false);
-  const planner = new Planner(spec);
-  let plan: ReusablePlan = planner.plan(forest);
-  const times: number[] = [];
-  const start = performance.now();
-  for (let i = 0; i < 2 * PLANS_TIMED && performance.now() - start < TIMING_MS_MAX; i++) {
-    const before = performance.now();
-    plan = planner.plan(forest);
-    times.push((performance.now() - before) * 1000);
-  }
+  const { plan, planUs } = timePlans(new Planner(spec), forest);
   const bytes = workloadBytes(workload);
   const taskUs = taskCosts(plan, forest, new CostModel(spec.profile, groupSize, spec.taskRows));
   return {
@@ -148,9 +136,28 @@ export function planWorkload(
       unique_bytes: bytes.unique,
       flat_bytes: bytes.flat,
       reduction: bytes.reduction,
-      plan_us: median(times.slice(times.length >> 1)),
+      plan_us: planUs,
     },
   };
+}
+
+type Heads = Pick<PlanSpec, 'kvHeads' | 'groupSize' | 'headDim' | 'pageSize'>;
+type Tiles = Pick<PlanSpec, 'taskRows' | 'groupRows' | 'profile'>;
+
+function cpuTiles({ groupSize, headDim }: Heads): Tiles {
+  const taskRows = Math.max(1, Math.floor(PLAN_SHAPES.cpu.taskQueries / groupSize));
+  return { taskRows, profile: defaultProfile('cpu', headDim) };
+}
+
+/** The tiles of the kernel that runs there, and costs that follow from the bandwidth. */
+async function cudaTiles(heads: Heads): Promise<Tiles> {
+  const { variantFor } = await import('../backend/cuda/variants.ts');
+  const { defaultCudaProfile } = await import('../backend/cuda/profile.ts');
+  const { arch, multiprocessors, readBytesPerUs } = H200;
+  const variant = variantFor({ ...heads, dtype: 'f16' }, arch);
+  const { taskRows, groupRows } = variant;
+  const profile = defaultCudaProfile(heads, multiprocessors, readBytesPerUs, variant);
+  return { taskRows, groupRows, profile };
 }
 
 /** The report: the fields of a single workload, or their sums, and every workload by itself. */

@@ -35,9 +35,9 @@ const run = (...words: string[]) =>
     env: { ...process.env, DEBUG: '' },
   });
 
-test('bytes as computed by hand, and sums over several workloads', () => {
+test('bytes as computed by hand, and sums over several workloads', async () => {
   const [workload] = parseWorkloads(JSON.stringify([tree]));
-  const { row } = planWorkload(workload, 'cpu', 3);
+  const { row } = await planWorkload(workload, 'cpu', 3);
   const token = 2 * 4 * 64 * 2;
   assert.equal(row.unique_bytes, 1400 * token);
   assert.equal(row.flat_bytes, 8 * 1050 * token);
@@ -76,6 +76,15 @@ test('the report, the table and a drawing that is whole', () => {
     0,
   );
   assert.equal(drawing.match(/<rect x=/g)?.length, items);
+});
+
+test('plans of CUDA are those of the kernel, without a device', async () => {
+  const [workload] = parseWorkloads(JSON.stringify([{ ...tree, head_dim: 128 }]));
+  const { row, chart } = await planWorkload(workload, 'cuda', 132);
+  assert.ok(row.items > row.workers / 2 && row.makespan_us < 20);
+  assert.ok(chart.plan.kvHeads === 4 && row.plan_us > 0);
+  const odd = { ...workload, headDim: 100 };
+  await assert.rejects(planWorkload(odd, 'cuda', 132), /head_dim must be one of .* got 100/);
 });
 
 test('costs come from a profile that was measured', () => {

@@ -9,7 +9,8 @@ import { FlashForgeError, show } from '../../base/errors.ts';
 import { ceilDiv, median, randomStream } from '../../base/math.ts';
 import { PLAN_SHAPES } from '../../plan/default-profile.ts';
 import { DEFAULT_PLAN_OPTIONS, Planner } from '../../plan/make-plan.ts';
-import type { Plan, PlanSpec } from '../../plan/plan.ts';
+import type { PlanSpec } from '../../plan/plan.ts';
+import { timePlans } from '../../plan/plan-timing.ts';
 import { type Workload, workloadBytes, workloadForest } from '../../plan/workload.ts';
 import {
   type AttentionShape,
@@ -43,7 +44,6 @@ const BUDGET_MS = 3000;
 const SAMPLES_MAX = 41;
 const SAMPLES_MIN = 3;
 const WARM_UPS = 2;
-const PLANS_TIMED = 15;
 /** Random numbers that pages are filled from, each page at another offset. */
 const POOL_HALVES = 1 << 22;
 /** Even of 512 such integers the length stays far from the kernels' limit. */
@@ -266,14 +266,7 @@ class Bench {
       profile: await costProfile(this.#provider, shape, options.log),
       options: DEFAULT_PLAN_OPTIONS,
     };
-    const planner = new Planner(spec);
-    const planTimes: number[] = [];
-    let plan: Plan = planner.plan(forest);
-    for (let i = 0; i < PLANS_TIMED; i++) {
-      const start = performance.now();
-      plan = planner.plan(forest);
-      planTimes.push((performance.now() - start) * 1000);
-    }
+    const { plan, planUs } = timePlans(new Planner(spec), forest);
     const flat = new Planner({
       ...spec,
       options: { ...DEFAULT_PLAN_OPTIONS, flat: true },
@@ -305,7 +298,7 @@ class Bench {
     }
     return {
       ...sizes(workload),
-      ...{ tree_us: tree, flat_us: alone, speedup: alone / tree, plan_us: median(planTimes) },
+      ...{ tree_us: tree, flat_us: alone, speedup: alone / tree, plan_us: planUs },
       ...{ max_error: error, checked: check.vectors },
     };
   }

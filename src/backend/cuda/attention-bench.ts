@@ -7,7 +7,8 @@
 import { median } from '../../base/math.ts';
 import type { Forest } from '../../kvcache/forest.ts';
 import { DEFAULT_PLAN_OPTIONS, Planner } from '../../plan/make-plan.ts';
-import type { CostProfile, Plan, PlanOptions } from '../../plan/plan.ts';
+import type { CostProfile, PlanOptions } from '../../plan/plan.ts';
+import { timePlans } from '../../plan/plan-timing.ts';
 import { type Workload, workloadBytes, workloadForest } from '../../plan/workload.ts';
 import { TreeAttention } from './attention.ts';
 import { type LoopResult, loopAttention, loopBytes } from './attention-loop.ts';
@@ -25,7 +26,6 @@ const FLOPS_PER_US = 600e6;
 const CALLS = 41;
 const CALLS_MIN = 7;
 const CALLS_US = 60_000;
-const PLAN_CALLS = 5;
 /** Part of the free device memory that KV pages may take. */
 const MEMORY_SHARE = 0.8;
 
@@ -218,7 +218,7 @@ function benchOne(
   const { forest } = workloadForest(workload, PAGE_SIZE);
   const planner = plannerFor(spec, attention, readBytesPerUs, options);
   try {
-    const { plan, planUs } = timedPlan(planner, forest);
+    const { plan, planUs } = timePlans(planner, forest);
     const start = performance.now();
     attention.setPlan(plan, forest, tools.stream);
     const imageUs = (performance.now() - start) * 1000;
@@ -269,17 +269,6 @@ function plannerFor(
       defaultCudaProfile(spec, workers, readBytesPerUs, attention.variant),
     options: options.planOptions ?? DEFAULT_PLAN_OPTIONS,
   });
-}
-
-function timedPlan(planner: Planner, forest: Forest): { plan: Plan; planUs: number } {
-  const times: number[] = [];
-  let plan = planner.plan(forest);
-  for (let i = 0; i < PLAN_CALLS; i++) {
-    const start = performance.now();
-    plan = planner.plan(forest);
-    times.push((performance.now() - start) * 1000);
-  }
-  return { plan, planUs: median(times) };
 }
 
 function rooflines(
