@@ -19,7 +19,7 @@ import { readProfileFile, readWorkloadFile } from './workload-file.ts';
 
 const WORKERS_MAX = 65536;
 const DEVICES = ['cpu', 'cuda'] as const;
-/** What `--device cuda` plans for: an H200, with the bandwidth of a kernel that only reads there. */
+/** What `--device cuda` plans for: an H200, and what a kernel that only reads reaches there. */
 const H200 = { arch: 'sm_90a', multiprocessors: 132, readBytesPerUs: 4.2e6 };
 
 export const planCommand: Command = {
