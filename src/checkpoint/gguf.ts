@@ -6,7 +6,7 @@
  * @module
  */
 import { show } from '../base/errors.ts';
-import { ModelFile, modelError } from './model-file.ts';
+import { type ModelFile, modelError } from './model-file.ts';
 import { BLOCKS, bytesOf, GGML_TYPES, isTensorType } from './tensor-types.ts';
 
 const MAGIC = 0x46554747; // "GGUF", little-endian
@@ -293,15 +293,5 @@ function checkOverlaps(reader: HeaderReader, tensors: GgufTensor[]): void {
     if (before.offset + before.bytes > tensors[i].offset) {
       reader.fail(`tensors ${show(before.name)} and ${show(tensors[i].name)} overlap`);
     }
-  }
-}
-
-/** Metadata of the file at `path` alone, such as the tokenizer inside. */
-export function readGgufMetadata(path: string): GgufHeader['metadata'] {
-  const file = new ModelFile(path);
-  try {
-    return readGgufHeader(file).metadata;
-  } finally {
-    file.close();
   }
 }

@@ -150,10 +150,3 @@ export function choiceOption<const T extends string>(
   if (found !== undefined) return found;
   throw usageError(`--${name} must be ${choices.join(' or ')}, got ${show(text)}`);
 }
-
-/** @throws FlashForgeError 'usage' where the option was not given. */
-export function requiredOption(command: string, given: Arguments, option: Option): string {
-  const text = given.text(option.name);
-  if (text !== undefined) return text;
-  throw usageError(`${command} needs --${option.name} ${option.value}: ${option.help}`);
-}

@@ -135,7 +135,7 @@ export function copied(array: Int32Array): Int32Array<ArrayBuffer> {
 }
 
 /** Twice as long, with the old content. */
-export function copiedFloats(array: Float64Array): Float64Array<ArrayBuffer> {
+function copiedFloats(array: Float64Array): Float64Array<ArrayBuffer> {
   const larger = new Float64Array(array.length * 2);
   larger.set(array);
   return larger;

@@ -14,7 +14,6 @@ import { compileWasm, instantiateWasm, type WasmKernels } from './wasm-module.ts
 
 /** What a caller may ask for; auto = native where it can be had, else wasm. */
 export type ProviderChoice = 'auto' | 'native' | 'wasm';
-export const PROVIDER_CHOICES: readonly ProviderChoice[] = ['auto', 'native', 'wasm'];
 
 export type ProviderKind = 'native' | 'prebuilt' | 'wasm';
 
