@@ -71,9 +71,9 @@ export class Planner {
   #best = new Pieces();
   #bestLayout: Layout;
   #bestUs = 0;
-  /** What candidates are compared by: the makespan times what the layout and the cut count. */
+  /** What candidates are compared by: the makespan, made larger where tiles are for two groups. */
   #bestScore = 0;
-  /** The same without whole lists of layouts that are still to be divided. */
+  /** The same, not counting whole lists of layouts that are still to be divided. */
   #dividedScore = 0;
   /** True if pricer and scheduler still hold the state of the best pieces. */
   #fresh = false;
@@ -208,9 +208,7 @@ export class Planner {
   #tryWhole(layout: Layout, weight: number): void {
     layout.weight = weight;
     this.#cutter.whole(layout, this.#trial);
-    const before = this.#dividedScore;
     this.#consider(layout, 1);
-    this.#dividedScore = before;
     layout.wholeScore = this.#fresh ? this.#bestScore : Number.POSITIVE_INFINITY;
     // Lists that can be severed may be cut without a merge, others not.
     const merges = this.#pricer.partials > 0 || !layout.severable;
@@ -242,7 +240,7 @@ export class Planner {
       if (this.#leastUs(layout, layout.lists, tried) >= this.#limit(layout, STREAM_GAIN)) continue;
       streams++;
       this.#cutter.stream(layout, parts, this.#trial);
-      this.#consider(layout, STREAM_GAIN);
+      this.#considerDivision(layout, STREAM_GAIN);
     }
     // Only lists longer than a worker's fair share.
     const fair = this.#meanUs(layout, layout.lists, 0);
@@ -256,7 +254,7 @@ export class Planner {
     tried.parts.push(parts);
     if (this.#leastUs(layout, parts, tried) >= this.#limit(layout, 1)) return;
     this.#cutter.evenly(layout, partUs, this.#trial);
-    this.#consider(layout, 1);
+    this.#considerDivision(layout, 1);
     tried.partials = Math.max(tried.partials, this.#pricer.partials);
   }
 
@@ -284,6 +282,11 @@ export class Planner {
     return Math.min(this.#bestScore, this.#dividedScore * gain) / layout.weight;
   }
 
+  #considerDivision(layout: Layout, gain: number): void {
+    this.#consider(layout, gain);
+    if (this.#fresh) this.#dividedScore = this.#bestScore;
+  }
+
   /** Prices the trial and keeps it if its makespan is below the layout's limit. */
   #consider(layout: Layout, gain: number): void {
     this.#fresh = false;
@@ -298,7 +301,6 @@ export class Planner {
     if (!this.#fresh) return;
     this.#bestUs = us + mergeUs;
     this.#bestScore = this.#bestUs * layout.weight;
-    this.#dividedScore = Math.min(this.#dividedScore, this.#bestScore);
     this.#bestLayout = layout;
     [this.#best, this.#trial] = [this.#trial, this.#best];
   }

@@ -7,6 +7,7 @@ import { test } from 'node:test';
 import fc from 'fast-check';
 import { CostModel } from '../../src/plan/cost-model.ts';
 import { defaultProfile } from '../../src/plan/default-profile.ts';
+import { LeastWork } from '../../src/plan/lower-bound.ts';
 import { DEFAULT_PLAN_OPTIONS, makePlan, Planner } from '../../src/plan/make-plan.ts';
 import {
   type CostProfile,
@@ -15,6 +16,7 @@ import {
   type PlanSpec,
 } from '../../src/plan/plan.ts';
 import { executePlan } from '../../src/plan/reference-executor.ts';
+import { RowTiler } from '../../src/plan/row-tiling.ts';
 import { taskCosts } from '../../src/plan/task-cost.ts';
 import { parseWorkloads, workloadForest } from '../../src/plan/workload.ts';
 import { checkPlan, directAttention, randomInput } from '../helpers/plan-checks.ts';
@@ -136,6 +138,38 @@ test('the makespan is at most twice the lower bound and two grains', () => {
   );
 });
 
+test('no plan with tasks of fewer rows goes below the bound for them', () => {
+  fc.assert(
+    fc.property(shapes, specs, fc.constantFrom(1, 2, 3, 8), (shape, partial, fewer) => {
+      const { forest } = randomForest(shape.seed, { ...shape, tokens: shape.tokens * 20 });
+      const { profile, groupSize, taskRows, kvHeads, workers } = partial;
+      const rows = Math.min(fewer, taskRows);
+      const cost = new CostModel(profile, groupSize, taskRows);
+      const tiler = new RowTiler(cost);
+      tiler.prepare(forest);
+      const least = new LeastWork(cost).ofTree(forest, tiler.allSeen, rows).us;
+      const spec = { ...partial, taskRows: rows, headDim: 64, pageSize: shape.pageSize };
+      const plan = makePlan(forest, { ...spec, options: DEFAULT_PLAN_OPTIONS });
+      assert.ok(plan.makespanUs >= ((least * kvHeads) / workers) * 0.999);
+    }),
+    { numRuns: 300, seed: 7 },
+  );
+});
+
+test('division makes no plan longer: what is given up early would not have won', () => {
+  fc.assert(
+    fc.property(shapes, specs, (shape, { groupRows: _, ...partial }) => {
+      const { forest } = randomForest(shape.seed, { ...shape, tokens: shape.tokens * 20 });
+      const spec = { ...partial, headDim: 64, pageSize: shape.pageSize };
+      const [divided, whole] = [OPTIONS.all, OPTIONS['no division']].map(
+        (options) => makePlan(forest, { ...spec, options }).makespanUs,
+      );
+      assert.ok(divided <= whole * 1.000001);
+    }),
+    { numRuns: 300, seed: 8 },
+  );
+});
+
 const workload = (nodes: [number, number][], requests: number[], heads = [32, 8]) =>
   parseWorkloads(
     JSON.stringify([
@@ -217,7 +251,7 @@ test('tasks keep to one group of warps where the other would have little to do',
   };
   assert.deepEqual(plans(256, 2048), [16, 8]);
   // Almost all of the work is for all rows: two groups at a time read it half as often.
-  assert.deepEqual(plans(200_000, 16), [16, 16]);
+  assert.deepEqual(plans(20_000, 16), [16, 16]);
 });
 
 test('rows whose path lies in one task need no merge', () => {
