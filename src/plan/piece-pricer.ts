@@ -44,12 +44,17 @@ export class PiecePricer {
    * @param limit ends early, with mostUs set, once a unit takes so long.
    */
   price(layout: Layout, pieces: Pieces, limit = Number.POSITIVE_INFINITY): void {
-    const { units, unitPiece, unitUs } = pieces;
+    const { units, unitPiece, unitUs, firstSegment, lastSegment } = pieces;
+    const { segmentUs } = layout;
+    const { itemUs } = this.#cost;
     let [most, least, total] = [0, Number.POSITIVE_INFINITY, 0];
     for (let unit = 0; unit < units && most < limit; unit++) {
       let us = 0;
       for (let piece = unitPiece[unit]; piece < unitPiece[unit + 1]; piece++) {
-        us += this.#pieceUs(layout, pieces, piece);
+        const whole = itemUs + segmentUs[lastSegment[piece] + 1] - segmentUs[firstSegment[piece]];
+        us += this.whole
+          ? whole
+          : whole + this.#endsUs(layout, pieces, piece) + this.#partialsUs(piece);
       }
       unitUs[unit] = us;
       total += us;
@@ -78,44 +83,35 @@ export class PiecePricer {
     this.rowEnd = end;
   }
 
-  #pieceUs(layout: Layout, pieces: Pieces, piece: number): number {
-    const { segmentUs } = layout;
-    const first = pieces.firstSegment[piece];
-    const last = pieces.lastSegment[piece];
-    const us = this.#cost.itemUs + segmentUs[last + 1] - segmentUs[first];
-    if (this.whole) return us;
+  #partialsUs(piece: number): number {
+    const [runBegin, runEnd, before] = [this.#runBegin, this.#runEnd, this.#splitBefore];
     let partials = 0;
     for (let run = this.#pieceRun[piece]; run < this.#pieceRun[piece + 1]; run++) {
-      partials += this.#splitBefore[this.#runEnd[run]] - this.#splitBefore[this.#runBegin[run]];
+      partials += before[runEnd[run]] - before[runBegin[run]];
     }
-    const ends = this.#endsUs(layout, pieces, piece, first, last);
-    return us + ends + partials * this.#cost.partialUs;
+    return partials * this.#cost.partialUs;
   }
 
   /** Correction of a piece's running sum where its first and last segments are cut. */
-  #endsUs(layout: Layout, pieces: Pieces, piece: number, first: number, last: number): number {
-    const { segmentTokens, segmentUs } = layout;
+  #endsUs(layout: Layout, pieces: Pieces, piece: number): number {
+    const { segmentTokens, segmentUs, segmentRowBegin, segmentRowEnd } = layout;
+    const first = pieces.firstSegment[piece];
+    const last = pieces.lastSegment[piece];
     const from = pieces.firstToken[piece];
     const to = pieces.lastToken[piece];
     let us = 0;
-    if (first === last) {
-      if (from === 0 && to === segmentTokens[first]) return 0;
-      return this.#partUs(layout, first, from, to) - (segmentUs[first + 1] - segmentUs[first]);
-    }
     if (from > 0) {
-      us += this.#partUs(layout, first, from, segmentTokens[first]);
-      us -= segmentUs[first + 1] - segmentUs[first];
+      this.partRows(layout, first, from);
+      const rows = this.rowEnd - this.rowBegin;
+      const end = first === last ? to : segmentTokens[first];
+      const partUs = this.#cost.us(rows, end - from) + this.#cost.segmentUs;
+      us = partUs - (segmentUs[first + 1] - segmentUs[first]);
+      if (first === last) return us;
     }
-    if (to < segmentTokens[last]) {
-      us += this.#partUs(layout, last, 0, to) - (segmentUs[last + 1] - segmentUs[last]);
-    }
-    return us;
-  }
-
-  #partUs(layout: Layout, segment: number, from: number, to: number): number {
-    this.partRows(layout, segment, from);
-    const rows = this.rowEnd - this.rowBegin;
-    return this.#cost.us(rows, to - from) + this.#cost.segmentUs;
+    if (to === segmentTokens[last]) return us;
+    const rows = segmentRowEnd[last] - segmentRowBegin[last];
+    const partUs = this.#cost.us(rows, to) + this.#cost.segmentUs;
+    return us + (partUs - (segmentUs[last + 1] - segmentUs[last]));
   }
 
   /**
