@@ -191,8 +191,8 @@ export class RowTiler {
   /** Number of tiles of the last tiling that meet rows begin <= r < end. */
   #tilesOver(begin: number, end: number): number {
     return (
-      tileAfter(this.#tileEnd, this.#tiles, end - 1) -
-      tileAfter(this.#tileEnd, this.#tiles, begin) +
+      tileOf(this.#tileEnd, this.#tiles, end - 1) -
+      tileOf(this.#tileEnd, this.#tiles, begin) +
       1
     );
   }
@@ -297,7 +297,7 @@ export class RowTiler {
 }
 
 /** Index of the tile that holds `row`, by bisection over the tiles' ends. */
-function tileAfter(tileEnd: Int32Array, tiles: number, row: number): number {
+function tileOf(tileEnd: Int32Array, tiles: number, row: number): number {
   let low = 0;
   let high = tiles - 1;
   while (low < high) {
