@@ -8,6 +8,7 @@ import { median } from '../../base/math.ts';
 import type { Forest } from '../../kvcache/forest.ts';
 import type { Planner, ReusablePlan } from '../../plan/make-plan.ts';
 import { planStillGood } from '../../plan/plan-reuse.ts';
+import { timePlans } from '../../plan/plan-timing.ts';
 import type { Workload } from '../../plan/workload.ts';
 import { TreeAttention } from './attention.ts';
 import type { BenchTools } from './bench-tools.ts';
@@ -67,7 +68,10 @@ export function loopAttention(
   const { steps, spec } = options;
   const attention = new TreeAttention(loader, spec, tools.stream);
   const { forest } = scatteredForest(workload, spec.pageSize, steps + WARM_STEPS);
-  const loop = new Loop(loader, tools, attention, options.planner(attention), forest);
+  const planner = options.planner(attention);
+  // Steps reuse plans, so that the few that are made would run code not compiled yet.
+  timePlans(planner, forest);
+  const loop = new Loop(loader, tools, attention, planner, forest);
   try {
     for (let step = -WARM_STEPS; step < steps; step++) loop.step(step);
     attention.check(tools.stream);
