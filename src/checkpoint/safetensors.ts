@@ -53,7 +53,7 @@ const oneLine = (error: unknown): string => (error as Error).message.split('\n')
  * Reads the header of one open file.
  * @throws FlashForgeError 'model' if the file is cut off, damaged or not safetensors.
  */
-export function readSafetensorsHeader(file: ModelFile): Map<string, SafetensorsTensor> {
+function readSafetensorsHeader(file: ModelFile): Map<string, SafetensorsTensor> {
   const fail = (problem: string): never => {
     throw modelError(file.path, `is not a valid safetensors file: ${problem}`);
   };

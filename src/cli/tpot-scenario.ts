@@ -102,7 +102,7 @@ function regularTree(
 }
 
 /** Tokens from the root to the end of a node. */
-export function depthOf({ nodes }: Scenario, node: number): number {
+function depthOf({ nodes }: Scenario, node: number): number {
   let tokens = 0;
   for (let at = node; at >= 0; at = nodes[at].parent) tokens += nodes[at].tokens;
   return tokens;

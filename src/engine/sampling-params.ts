@@ -69,7 +69,7 @@ export interface SamplingParams {
 }
 
 /** Names of all options, for messages about unknown ones. */
-export const SAMPLING_FIELDS: readonly (keyof SamplingOptions)[] = [
+const SAMPLING_FIELDS: readonly (keyof SamplingOptions)[] = [
   'maxTokens',
   'minTokens',
   'temperature',

@@ -95,7 +95,7 @@ export type ChatRequest = z.output<typeof chatRequest>;
 
 const bytes = z.array(z.int()).nullable();
 const topLogprob = z.object({ token: z.string(), logprob: z.number(), bytes });
-export const tokenLogprob = topLogprob.extend({ top_logprobs: z.array(topLogprob) });
+const tokenLogprob = topLogprob.extend({ top_logprobs: z.array(topLogprob) });
 export type TokenLogprobBody = z.output<typeof tokenLogprob>;
 const chatLogprobs = z
   .object({ content: z.array(tokenLogprob), refusal: z.null() })

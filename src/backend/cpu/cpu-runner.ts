@@ -38,7 +38,7 @@ export interface CpuRunnerOptions {
 }
 
 /** Bytes of one KV token over all layers. */
-export const kvTokenBytes = (model: CpuModel): number =>
+const kvTokenBytes = (model: CpuModel): number =>
   kvLayout(model.shape, model.config.layers, 1).totalBytes / PAGE_TOKENS;
 
 /**

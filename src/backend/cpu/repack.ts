@@ -12,7 +12,7 @@ import type { ProviderKind } from './provider.ts';
 /** Output columns of a panel, the unit in which workers share a product. */
 export const PANEL_COLUMNS = 16;
 /** Inputs of a block: weights share one scale or have one for each half, activations the latter. */
-export const BLOCK_COLUMNS = 32;
+const BLOCK_COLUMNS = 32;
 
 /** Weight types as the kernels number them (kernels/blocks.h). */
 export const TYPE_CODE: Readonly<Record<TensorType, number>> = {
@@ -72,7 +72,7 @@ export const formCode = (type: TensorType): number => FORMS[type].code;
 export const panelCount = (outputs: number): number => ceilDiv(outputs, PANEL_COLUMNS);
 
 /** Bytes of one panel; panels follow one another, the first aligned to 64. */
-export function panelBytes(type: TensorType, columns: number, provider: ProviderKind): number {
+function panelBytes(type: TensorType, columns: number, provider: ProviderKind): number {
   const { weightBytes, scales, half } = FORMS[type];
   const blocks = columns / BLOCK_COLUMNS;
   if (isDense(type)) return blocks * weightBytes;

@@ -11,7 +11,7 @@ import { KERNELS, type Kernel, type KernelName, type Kernels } from './kernel-ta
 import { newWasmMemory } from './memory.ts';
 
 /** A worker's C stack, in bytes. Kernels keep large scratch in memory they are given. */
-export const WASM_STACK_BYTES: number = 256 * 1024;
+const WASM_STACK_BYTES: number = 256 * 1024;
 
 /** The smallest module with a relaxed instruction: i32x4.relaxed_dot_i8x16_i7x16_add_s. */
 // prettier-ignore
@@ -24,7 +24,7 @@ const RELAXED_PROBE = new Uint8Array([
  * Switches relaxed SIMD on where the engine has it behind a flag (Node 20), and says if it is on.
  * Needed in every thread before the module is compiled or instantiated there.
  */
-export function enableRelaxedSimd(): boolean {
+function enableRelaxedSimd(): boolean {
   if (!WebAssembly.validate(RELAXED_PROBE)) {
     setFlagsFromString('--experimental-wasm-relaxed-simd');
   }

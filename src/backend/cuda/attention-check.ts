@@ -96,7 +96,7 @@ const KINDS = [
 ] as const;
 
 /** Every head_dim in every type, by both kernels, with groups, pages and terms in rotation. */
-export function checkVariants(arch: string): CheckVariant[] {
+function checkVariants(arch: string): CheckVariant[] {
   const variants: CheckVariant[] = [];
   let i = 0;
   for (const [kv, dtype, portable] of KINDS) {

@@ -11,7 +11,7 @@ import { keepFile } from '../../base/cache-file.ts';
 import { cubinOptions, type Sources } from './nvrtc.ts';
 
 /** Bytes of a cache folder before its least recently used files are deleted. */
-export const CACHE_BYTES_MAX = 256 * 2 ** 20;
+const CACHE_BYTES_MAX = 256 * 2 ** 20;
 const SUFFIX = '.cubin';
 const HASH_BYTES = 32;
 

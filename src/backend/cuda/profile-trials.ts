@@ -54,11 +54,6 @@ export class TrialRunner {
     this.#tools.reserve([this.#tree(this.variant.taskRows * this.#workers)], spec.pageSize);
   }
 
-  /** An empty kernel with the attention kernel's shared memory, us. */
-  launchUs(): number {
-    return this.#tools.emptyUs(this.variant.sharedBytes);
-  }
-
   /** Median time of a trial's launch, us. */
   us(trial: Trial): number {
     const { forest } = workloadForest(this.#tree(this.#rows(trial)), this.#spec.pageSize);

@@ -85,7 +85,7 @@ const shapeName = (shape: ProductShape): string => {
 };
 
 /** Folders that may hold cuBLASLt: where NVRTC is looked for, and the wheels beside. */
-export function cublasFolders(env?: Readonly<Record<string, string | undefined>>): string[] {
+function cublasFolders(env?: Readonly<Record<string, string | undefined>>): string[] {
   const folders = libraryFolders(env);
   const beside = folders.flatMap((folder) => [
     join(folder, '../../cublas/lib'),
