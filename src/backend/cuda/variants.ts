@@ -87,9 +87,9 @@ export function variantFor(spec: AttentionSpec, arch: string, portable = false):
   /* Registers move between whole warpgroups on Hopper, so that the producer is one there. */
   const threads = groups * 128 + (hopper ? 128 : 32);
   const tile = headDim === 256 ? 32 : 64;
-  /* Hopper holds queries in registers, except where the accumulators need them all. */
+  /* Hopper reads queries into registers at once, except where accumulators need them all. */
   const mma = portable || !hopper || spec.kv === 'e4m3';
-  const buffers = !mma && headDim <= 128 ? 1 : 2;
+  const buffers = !mma && headDim <= 128 ? 0 : 2;
   const tokenBytes = headDim * 2 * kvNumberBytes(spec);
   const fixed = sharedBytes(headDim, tile, 0, groups, buffers, tokenBytes);
   const most = spec.kv === 'e4m3' ? STAGES_MAX.eight : STAGES_MAX.wide;
@@ -113,7 +113,7 @@ export function variantFor(spec: AttentionSpec, arch: string, portable = false):
     threads,
     sharedBytes: sharedBytes(headDim, tile, stages, groups, buffers, tokenBytes),
     groupRows: Math.floor(GROUP_VECTORS / groupSize),
-    narrow: buffers === 1,
+    narrow: buffers === 0,
     taskRows: groups * Math.floor(GROUP_VECTORS / groupSize),
   };
 }
@@ -133,10 +133,10 @@ function sharedBytes(
   buffers: number,
   tokenBytes: number,
 ): number {
-  const ring = stages * (tile * tokenBytes + (tile / 16) * 16 + 16);
-  const queries = groups * buffers * GROUP_VECTORS * headDim * 2;
+  const ring = stages * (tile * tokenBytes + (tile / 16) * 16 + 24);
+  const queries = groups * (buffers > 0 ? buffers * GROUP_VECTORS * headDim * 2 : 16);
   const state = groups > 1 ? (headDim * 64 + 512) * 4 : 16;
-  return ring + queries + state + 16;
+  return Math.ceil((ring + queries + state + 8) / 16) * 16;
 }
 
 const KERNELS = join(import.meta.dirname, 'kernels');

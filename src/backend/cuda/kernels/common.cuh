@@ -17,6 +17,11 @@ typedef unsigned long long u64;
 #define FF_HOPPER 0
 #endif
 
+/* 1: every lane of a warp gives a tile back, and not one for all, which racecheck cannot follow. */
+#ifndef FF_EVERY_LANE
+#define FF_EVERY_LANE 0
+#endif
+
 /* A wait of this long means a wrong plan or kernel; looked at every so many polls. */
 constexpr u64 kWaitNsMax = 2000000000ull;
 constexpr u32 kPollsPerCheck = 256;

@@ -12,7 +12,6 @@ struct Epilogue {
   static constexpr int kBlocks = C::kBlocks;
 
   C& c;
-  LaunchCount& launch;
   bool state_used = false; /* by an earlier item */
 
   /* Adds group 1's state to group 0's. Returns whether this group holds the result. */
@@ -28,7 +27,8 @@ struct Epilogue {
 #pragma unroll
       for (int b = 0; b < kBlocks; b++)
         state[b * 128] = make_float4(c.o[b][0], c.o[b][1], c.o[b][2], c.o[b][3]);
-      *extra = make_float4(c.maximum[0], c.sum[0], c.maximum[1], c.sum[1]);
+      *extra = make_float4(c.softmax.maximum[0], c.softmax.sum[0], c.softmax.maximum[1],
+                           c.softmax.sum[1]);
       block_arrive(kBarrierStateFull, 256);
       return false;
     }
@@ -41,11 +41,11 @@ struct Epilogue {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const float m = half == 0 ? other.x : other.z, l = half == 0 ? other.y : other.w;
-      const float top = fmaxf(c.maximum[half], m);
-      mine[half] = exp2_fast(c.maximum[half] - top);
+      const float top = fmaxf(c.softmax.maximum[half], m);
+      mine[half] = exp2_fast(c.softmax.maximum[half] - top);
       theirs[half] = exp2_fast(m - top);
-      c.maximum[half] = top;
-      c.sum[half] = c.sum[half] * mine[half] + l * theirs[half];
+      c.softmax.maximum[half] = top;
+      c.softmax.sum[half] = c.softmax.sum[half] * mine[half] + l * theirs[half];
     }
 #pragma unroll
     for (int b = 0; b < kBlocks; b++) {
@@ -61,18 +61,18 @@ struct Epilogue {
   __device__ void write() {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      if (c.row[half] == 0xffff) continue;
-      const int vector = c.warp * 16 + (c.lane >> 2) + half * 8;
-      const int head = vector % Shape::kGroup; /* within the KV head's group */
-      const int slot = c.slot[half];
+      if (c.rows.row(half) == Rows<Shape>::kPadding) continue;
+      const int head = c.rows.head_of(half);
+      const int slot = c.rows.slot[half];
       if constexpr (Shape::kKv8) {
         write_kv8(half, slot, head);
         continue;
       }
       const int column = (c.lane & 3) * 2;
       if (slot == -1) {
-        const float norm = c.sum[half] > 0.0f ? reciprocal(c.sum[half]) : 0.0f;
-        u16* to = c.a.out + static_cast<u64>(c.item.row_begin + c.row[half]) * c.a.out_stride +
+        const float norm = c.softmax.sum[half] > 0.0f ? reciprocal(c.softmax.sum[half]) : 0.0f;
+        const u32 row = c.item.row_begin + c.rows.row(half);
+        u16* to = c.a.out + static_cast<u64>(row) * c.a.out_stride +
                   (c.item.kv_head * Shape::kGroup + head) * Shape::kHeadDim + column;
 #pragma unroll
         for (int b = 0; b < kBlocks; b++)
@@ -87,7 +87,7 @@ struct Epilogue {
           *reinterpret_cast<float2*>(to + b * 8) =
               make_float2(c.o[b][half * 2], c.o[b][half * 2 + 1]);
         if ((c.lane & 3) == 0)
-          c.a.partial_sum[index] = make_float2(c.maximum[half], c.sum[half]);
+          c.a.partial_sum[index] = make_float2(c.softmax.maximum[half], c.softmax.sum[half]);
       }
     }
   }
@@ -99,7 +99,8 @@ struct Epilogue {
     const u64 index =
         (static_cast<u64>(slot) * c.a.kv_heads + c.item.kv_head) * Shape::kGroup + head;
     float* partial = c.a.partial + index * Shape::kHeadDim + column;
-    u16* out = c.a.out + static_cast<u64>(c.item.row_begin + c.row[half]) * c.a.out_stride +
+    const u32 row = c.item.row_begin + c.rows.row(half);
+    u16* out = c.a.out + static_cast<u64>(row) * c.a.out_stride +
                (c.item.kv_head * Shape::kGroup + head) * Shape::kHeadDim + column;
     if (slot >= 0) {
 #pragma unroll
@@ -108,9 +109,10 @@ struct Epilogue {
             make_float4(c.o[b][half * 2] * scale, c.o[b + 1][half * 2] * scale,
                         c.o[b][half * 2 + 1] * scale, c.o[b + 1][half * 2 + 1] * scale);
       if ((c.lane & 3) == 0)
-        c.a.partial_sum[index] = make_float2(c.maximum[half], c.sum[half]);
+        c.a.partial_sum[index] = make_float2(c.softmax.maximum[half], c.softmax.sum[half]);
     } else if (slot == -1) {
-      const float norm = c.sum[half] > 0.0f ? scale * reciprocal(c.sum[half]) : 0.0f;
+      const float sum = c.softmax.sum[half];
+      const float norm = sum > 0.0f ? scale * reciprocal(sum) : 0.0f;
 #pragma unroll
       for (int b = 0; b < kBlocks; b += 2)
         *reinterpret_cast<uint2*>(out + b * 8) =
@@ -123,8 +125,8 @@ struct Epilogue {
   __device__ void announce() {
     if (c.item.partials == 0) return;
     fence_gpu();
-    const int parity = launch.parity(c.shared.parity + c.group, c.group);
-    if (c.record.slot < 0) return;
-    add_relaxed(c.a.counters + (c.record.counter * c.a.kv_heads + c.item.kv_head) * 2 + parity, 1);
+    const int parity = LaunchCount::parity(c.shared.parity + c.group, c.group);
+    if (c.rows.counter < 0) return;
+    add_relaxed(c.a.counters + (c.rows.counter * c.a.kv_heads + c.item.kv_head) * 2 + parity, 1);
   }
 };

@@ -8,27 +8,28 @@
 
 /*
  * Launches alternate between two sets of counters: one counts, the other is cleared. Which one it
- * is follows from the number of groups of warps that have started so far, over all launches; the
- * thread that counted asks for its number only when it is needed, long after.
+ * is follows from the number of groups of warps that have started so far, over all launches. One
+ * thread of each group counts, and the group reads what it found in a word of shared memory.
  */
 struct LaunchCount {
-  int groups; /* of one launch */
-  u32 started;
-  bool told = false;
+  const Attention& a;
+  int* word;           /* of the group, in shared memory */
+  int groups_of_block;
 
-  __device__ LaunchCount(const Attention& a, int groups_of_block) {
-    groups = gridDim.x * groups_of_block;
-    started = 0;
-    if (threadIdx.x % 128 == 0)
-      started = atomicInc(reinterpret_cast<u32*>(a.abort_flag + 1), 2 * groups - 1);
+  /* Counts this group; the answer takes a while. */
+  __device__ u32 start() const {
+    if (threadIdx.x % 128 != 0) return 0;
+    return atomicInc(reinterpret_cast<u32*>(a.abort_flag + 1), 2 * gridDim.x * groups_of_block - 1);
   }
 
-  /* 0 or 1, for all threads of a group of warps, through a word of shared memory. */
-  __device__ int parity(int* word, int group) {
-    if (!told && threadIdx.x % 128 == 0) *word = started >= static_cast<u32>(groups);
-    told = true;
+  __device__ void keep(u32 started) const {
+    if (threadIdx.x % 128 == 0) *word = started >= gridDim.x * groups_of_block;
+  }
+
+  /* 0 or 1, for all threads of the group. */
+  __device__ static int parity(const int* word, int group) {
     block_sync(1 + group, 128);
-    return *word;
+    return *reinterpret_cast<const volatile int*>(word);
   }
 };
 
@@ -54,9 +55,10 @@ struct Merger {
   const Merge* merges;
   int first, count;
 
-  /* Finds this worker's share; called early, so that its records are in L2 when they are needed. */
+  /* Finds this worker's share: early, so that its records are in L2, and when they are needed. */
   __device__ void open() {
     const Worker* worker = worker_of(a, blockIdx.x);
+    asm volatile("" : "+l"(worker)); /* read again: registers are scarce in between */
     const int4 head = __ldg(reinterpret_cast<const int4*>(worker));
     merges = reinterpret_cast<const Merge*>(a.image) + __ldg(&worker->merges);
     first = head.z;
@@ -267,9 +269,9 @@ struct Merger {
     }
   }
 
-  __device__ void run(LaunchCount& launch, int* word) const {
+  __device__ void run(const int* word) const {
     if (count == 0) return;
-    wait(launch.parity(word, warp / 4));
+    wait(LaunchCount::parity(word, warp / 4));
     if (count * 2 <= kWarps && merge_of(first).count > kAtOnce) {
       int sharers = 2;
       while (sharers * 2 * count <= kWarps) sharers *= 2;

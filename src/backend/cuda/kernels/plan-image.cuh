@@ -29,8 +29,14 @@ struct Entry {
   u32 rows;     /* first row | one past the last row << 16, relative to the task */
   u32 tokens;   /* first slot | one past the last slot << 8 | kCausal | kNarrow */
 };
+constexpr u32 kWholeUnit = kUnitTokens << 8; /* all tokens, for whoever sees the rows */
 constexpr u32 kCausal = 1u << 16; /* compare positions, row by row */
 constexpr u32 kNarrow = 1u << 17; /* for rows of a warp or two, which compute on it by themselves */
+
+/* What the entries of a tile have in common. */
+constexpr int kTileMixed = 0;
+constexpr int kTilePlain = 1; /* 16 tokens each, for all rows of the item */
+constexpr int kTileAlone = 2; /* narrow ones and padding */
 
 /* Where one row of a task goes: 8 bytes. */
 struct RowRecord {
