@@ -35,54 +35,81 @@ extern "C" __global__ void ff_embed(const u16* table, const int* tokens, float* 
 
 /*
  * out (rows, hidden) = RMSNorm(x) * weight (Zhang and Sennrich, 2019). One block a row; `index`,
- * where it is given, says which row of x each row of the output is of.
+ * where it is given, says which row of x each row of the output is of. Weights are here before x
+ * is, and both stay in registers: what counts is the time of the loads that wait for others.
  */
 extern "C" __global__ void ff_rms_norm(const float* x, const float* weight, const int* index,
                                        u16* out, int hidden, float epsilon) {
+  constexpr int kHeld = 8; /* pairs of a thread; wider rows are read twice from there on */
   dependents_launch();
+  const int half = hidden / 2, held = kHeld * blockDim.x;
+  const float2* scale = reinterpret_cast<const float2*>(weight);
+  float2 v[kHeld], w[kHeld];
+#pragma unroll
+  for (int k = 0; k < kHeld; k++) {
+    const int i = threadIdx.x + k * blockDim.x;
+    w[k] = i < half ? __ldg(scale + i) : make_float2(0.0f, 0.0f);
+  }
   dependency_wait();
   const int row = index == nullptr ? static_cast<int>(blockIdx.x) : index[blockIdx.x];
   const float2* from = reinterpret_cast<const float2*>(x + static_cast<u64>(row) * hidden);
-  const float2* scale = reinterpret_cast<const float2*>(weight);
   float squares = 0.0f;
-  for (int i = threadIdx.x; i < hidden / 2; i += blockDim.x) {
-    const float2 v = from[i];
-    squares += v.x * v.x + v.y * v.y;
+#pragma unroll
+  for (int k = 0; k < kHeld; k++) {
+    const int i = threadIdx.x + k * blockDim.x;
+    v[k] = i < half ? from[i] : make_float2(0.0f, 0.0f);
   }
+#pragma unroll
+  for (int k = 0; k < kHeld; k++) squares += v[k].x * v[k].x + v[k].y * v[k].y;
+  for (int i = threadIdx.x + held; i < half; i += blockDim.x)
+    squares += from[i].x * from[i].x + from[i].y * from[i].y;
   const float factor = rsqrtf(block_sum(squares) / hidden + epsilon);
   u32* to = reinterpret_cast<u32*>(out + static_cast<u64>(blockIdx.x) * hidden);
-  for (int i = threadIdx.x; i < hidden / 2; i += blockDim.x) {
-    const float2 v = from[i], w = scale[i];
-    to[i] = store16_pair(v.x * factor * w.x, v.y * factor * w.y);
+#pragma unroll
+  for (int k = 0; k < kHeld; k++) {
+    const int i = threadIdx.x + k * blockDim.x;
+    if (i < half) to[i] = store16_pair(v[k].x * factor * w[k].x, v[k].y * factor * w[k].y);
   }
+  for (int i = threadIdx.x + held; i < half; i += blockDim.x)
+    to[i] = store16_pair(from[i].x * factor * scale[i].x, from[i].y * factor * scale[i].y);
 }
 
 /* One warp a (row, head of q, k or v). */
 extern "C" __global__ void ff_rotate_store(const __grid_constant__ Rotate a) {
   dependents_launch();
-  dependency_wait();
   const int total = a.heads + 2 * a.kv_heads;
   const int job = static_cast<int>(blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32);
-  const int row = job / total;
-  if (row >= a.rows) return;
-  const float* from = a.qkv + static_cast<u64>(row) * total * kHeadDim;
-  rotate_head(a, row, job % total, threadIdx.x % 32, [=](int i) { return from[i]; });
+  if (job < a.rows * total) rotate_head(a, job / total, job % total, threadIdx.x % 32);
 }
 
-/* out (rows, width) = silu(gate) * up of gate_up (rows, 2 * width). Two columns a thread. */
-extern "C" __global__ void ff_swiglu(const u32* gate_up, u32* out, int width) {
+/* silu(gate) * up of two columns. */
+__device__ __forceinline__ u32 swiglu_pair(u32 gate, u32 up) {
+  const float g0 = unpack16(static_cast<u16>(gate)), g1 = unpack16(static_cast<u16>(gate >> 16));
+  const float u0 = unpack16(static_cast<u16>(up)), u1 = unpack16(static_cast<u16>(up >> 16));
+  return store16_pair(silu(g0) * u0, silu(g1) * u1);
+}
+
+/*
+ * out (rows, width) = silu(gate) * up of gate_up (rows, 2 * width). Eight columns a thread, or two
+ * at a time where rows do not begin at 16 bytes.
+ */
+extern "C" __global__ void ff_swiglu(const u32* gate_up, u32* out, int width, int rows) {
   dependents_launch();
   dependency_wait();
-  const int half = width / 2, i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i >= half) return;
-  const u32* row = gate_up + static_cast<u64>(blockIdx.y) * width;
-  const u32 gate = row[i], up = row[i + half];
-  u32 result = 0;
-#pragma unroll
-  for (int k = 0; k < 2; k++) {
-    const float g = unpack16(static_cast<u16>(gate >> (16 * k)));
-    const float u = unpack16(static_cast<u16>(up >> (16 * k)));
-    result |= static_cast<u32>(store16(silu(g) * u)) << (16 * k);
+  const int eighth = width / 8, half = width / 2, threads = gridDim.x * blockDim.x;
+  const int first = blockIdx.x * blockDim.x + threadIdx.x;
+  if (width % 8 == 0) {
+    const int row = first / eighth, i = first % eighth;
+    if (row >= rows) return;
+    const uint4* from = reinterpret_cast<const uint4*>(gate_up + static_cast<u64>(row) * width) + i;
+    const uint4 g = from[0], u = from[eighth];
+    reinterpret_cast<uint4*>(out)[first] =
+        make_uint4(swiglu_pair(g.x, u.x), swiglu_pair(g.y, u.y), swiglu_pair(g.z, u.z),
+                   swiglu_pair(g.w, u.w));
+    return;
   }
-  out[static_cast<u64>(blockIdx.y) * half + i] = result;
+  for (int at = first; at < rows * half; at += threads) {
+    const u32* from = gate_up + static_cast<u64>(at / half) * width + at % half;
+    out[at] = swiglu_pair(from[0], from[half]);
+  }
 }

@@ -59,32 +59,47 @@ __device__ __forceinline__ u64 page_element(int slot, int head, int kv_heads) {
 }
 
 /*
- * One head of one row by one warp; a lane holds the rotary pairs lane, lane + 32, ... `value(i)`
- * is the product's element i of the row.
+ * One head of one row by one warp; a lane holds the rotary pairs lane, lane + 32, ... All that
+ * does not come from the product is read before the product has ended: positions and slots are
+ * those of the whole step.
  */
-template <class Value>
-__device__ __forceinline__ void rotate_head(const Rotate& a, int row, int head, int lane,
-                                            const Value& value) {
+__device__ __forceinline__ void rotate_head(const Rotate& a, int row, int head, int lane) {
   constexpr int kHalf = kHeadDim / 2, kPairs = (kHalf + 31) / 32;
   const bool is_q = head < a.heads, is_v = head >= a.heads + a.kv_heads;
   const int slot = a.slot[row];
   if (!is_q && slot < 0) return;
 
   const int from = head * kHeadDim;
-  float low[kPairs], high[kPairs], squares = 0.0f;
+  const float* norm = is_v ? nullptr : is_q ? a.q_norm : a.k_norm;
+  const u64 angles = static_cast<u64>(a.position[row]) * kHalf;
+  const auto weight = [](const float* p, int i, float otherwise) {
+    return p == nullptr ? otherwise : __ldg(p + i);
+  };
+  float low[kPairs], high[kPairs], norm_low[kPairs], norm_high[kPairs], c[kPairs], s[kPairs];
 #pragma unroll
   for (int k = 0; k < kPairs; k++) {
     const int i = lane + k * 32;
-    low[k] = high[k] = 0.0f;
     if (i >= kHalf) continue;
-    low[k] = value(from + i) + (a.bias == nullptr ? 0.0f : a.bias[from + i]);
-    high[k] = value(from + i + kHalf) + (a.bias == nullptr ? 0.0f : a.bias[from + i + kHalf]);
+    low[k] = weight(a.bias, from + i, 0.0f);
+    high[k] = weight(a.bias, from + i + kHalf, 0.0f);
+    norm_low[k] = weight(norm, i, 1.0f);
+    norm_high[k] = weight(norm, i + kHalf, 1.0f);
+    c[k] = is_v ? 1.0f : __ldg(a.cosine + angles + i);
+    s[k] = is_v ? 0.0f : __ldg(a.sine + angles + i);
+  }
+  dependency_wait();
+
+  const float* value = a.qkv + static_cast<u64>(row) * (a.heads + 2 * a.kv_heads) * kHeadDim + from;
+  float squares = 0.0f;
+#pragma unroll
+  for (int k = 0; k < kPairs; k++) {
+    const int i = lane + k * 32;
+    low[k] = i < kHalf ? low[k] + value[i] : 0.0f;
+    high[k] = i < kHalf ? high[k] + value[i + kHalf] : 0.0f;
     squares += low[k] * low[k] + high[k] * high[k];
   }
-  const float* norm = is_v ? nullptr : is_q ? a.q_norm : a.k_norm;
   const float factor =
       norm == nullptr ? 1.0f : rsqrtf(warp_sum(squares) / kHeadDim + a.epsilon);
-  const u64 angles = static_cast<u64>(a.position[row]) * kHalf;
 
   u16* q = a.q + (static_cast<u64>(row) * a.heads + head) * kHeadDim;
   const int kv_head = head - a.heads - (is_v ? a.kv_heads : 0);
@@ -92,26 +107,16 @@ __device__ __forceinline__ void rotate_head(const Rotate& a, int row, int head, 
                  : a.kv + page_element(slot, kv_head, a.kv_heads) + (is_v ? kHeadDim * 8 : 0);
 #pragma unroll
   for (int k = 0; k < kPairs; k++) {
-    const int i = lane + k * 32;
+    const int i = lane + k * 32, j = i + kHalf;
     if (i >= kHalf) continue;
-    float x = low[k], y = high[k];
-    if (norm != nullptr) {
-      x *= factor * norm[i];
-      y *= factor * norm[i + kHalf];
-    }
-    if (!is_v) {
-      const float c = a.cosine[angles + i], s = a.sine[angles + i];
-      const float rotated = x * c - y * s;
-      y = y * c + x * s;
-      x = rotated;
-    }
+    const float x = low[k] * (factor * norm_low[k]), y = high[k] * (factor * norm_high[k]);
+    const u16 first = store16(x * c[k] - y * s[k]), second = store16(y * c[k] + x * s[k]);
     if (is_q) {
-      q[i] = store16(x);
-      q[i + kHalf] = store16(y);
+      q[i] = first;
+      q[j] = second;
     } else {
-      const int j = i + kHalf;
-      kv[i / 8 * 64 + i % 8] = store16(x);
-      kv[j / 8 * 64 + j % 8] = store16(y);
+      kv[i / 8 * 64 + i % 8] = first;
+      kv[j / 8 * 64 + j % 8] = second;
     }
   }
 }

@@ -157,13 +157,10 @@ export class CudaOps implements DecoderOps {
   mlpOutput(layer: number): void {
     const { model, buffers } = this.#parts;
     const { intermediate } = model.config;
-    const shape = {
-      blocks: ceilDiv(intermediate / 2, THREADS.swiglu),
-      blocksY: this.#rows,
-      threads: THREADS.swiglu,
-    };
-    const [gateUp, input] = [buffers.gateUp.address, buffers.input.address];
-    this.#launch('ff_swiglu', shape, packArguments('ppi', [gateUp, input, intermediate]));
+    const blocks = ceilDiv((this.#rows * intermediate) / 8, THREADS.swiglu);
+    const args = [buffers.gateUp.address, buffers.input.address, intermediate, this.#rows];
+    const shape = { blocks, threads: THREADS.swiglu };
+    this.#launch('ff_swiglu', shape, packArguments('ppii', args));
     runProduct(this.#parts, 'down', layer, this.#rows);
   }
 
