@@ -2,7 +2,7 @@
  * Draws the README's chart from a joined report of `flashforge bench tpot`: time per output token
  * against the length of the shared prefix, ours and the fastest peer's, one panel a model.
  *
- *     node dist/scripts/chart.js bench/results/tpot-h200.json docs/images/tpot.svg "FlashForge (H200)"
+ *     node dist/scripts/chart.js bench/results/tpot-h200.json docs/images/tpot.svg
  * @module
  */
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';

@@ -44,7 +44,7 @@ export const benchAttentionCommand: Command = {
     { name: 'no-packing', help: 'cuda: every node in tasks of its own' },
     { name: 'no-division', help: 'cuda: no cutting of long lists' },
     { name: 'no-scheduling', help: 'cuda: round robin instead of longest first' },
-    { name: 'kv', value: 'TYPE', help: 'cuda: e4m3 for 8-bit KV, unproven (default float16)' },
+    { name: 'kv', value: 'TYPE', help: 'cuda: e4m3 for 8-bit KV (default float16)' },
     { name: 'loop', value: 'N', help: 'cuda: a decode loop of N steps instead of single calls' },
     { name: 'check', value: 'N', help: 'cuda: N random plans, every row against float64' },
     { name: 'seed', value: 'N', help: 'of --check (default 1)' },
