@@ -191,9 +191,7 @@ export class RowTiler {
   /** Number of tiles of the last tiling that meet rows begin <= r < end. */
   #tilesOver(begin: number, end: number): number {
     return (
-      tileOf(this.#tileEnd, this.#tiles, end - 1) -
-      tileOf(this.#tileEnd, this.#tiles, begin) +
-      1
+      tileOf(this.#tileEnd, this.#tiles, end - 1) - tileOf(this.#tileEnd, this.#tiles, begin) + 1
     );
   }
 
