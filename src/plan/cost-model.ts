@@ -15,6 +15,8 @@ export class CostModel {
   /** Added once to a plan with any merge, us. */
   readonly mergeUs: number;
   readonly taskRows: number;
+  /** True if two stretches of tokens never take less than both as one, for any number of rows. */
+  readonly concave: boolean;
   readonly #tokens: Float64Array;
   /** (taskRows + 1, tokens grid) us; row 0 is unused. */
   readonly #table: Float64Array;
@@ -23,6 +25,8 @@ export class CostModel {
    * there on. The first stretch begins at no tokens, the last one never ends.
    */
   readonly #lines: Float64Array;
+  /** (taskRows + 1) least us per token over all lengths. */
+  readonly #rate: Float64Array;
 
   /**
    * @param taskRows most rows of one task: estimates are for 1 to taskRows rows.
@@ -39,6 +43,8 @@ export class CostModel {
     const columns = profile.tokens.length;
     this.#table = new Float64Array((taskRows + 1) * columns);
     this.#lines = new Float64Array((taskRows + 1) * columns * 2);
+    this.#rate = new Float64Array(taskRows + 1);
+    let concave = true;
     for (let rows = 1; rows <= taskRows; rows++) {
       for (let k = 0; k < columns; k++) {
         const at = rows * columns + k;
@@ -47,7 +53,10 @@ export class CostModel {
         this.#lines[2 * at + 1] =
           k === 0 ? this.#table[at] / this.#tokens[0] : this.#slope(rows, k);
       }
+      this.#rate[rows] = this.#leastRate(rows);
+      concave &&= this.#isConcave(rows);
     }
+    this.concave = concave;
   }
 
   /** Time of `rows` rows (1 to taskRows) against `tokens` tokens without any fixed part, in us. */
@@ -59,6 +68,35 @@ export class CostModel {
     const at = 2 * (rows * grid.length + k);
     const from = k === 0 ? 0 : grid[k - 1];
     return this.#lines[at] + this.#lines[at + 1] * (tokens - from);
+  }
+
+  /** What `us` cannot go below in sum if the tokens are cut into stretches, wherever that is. */
+  cutUs(rows: number, tokens: number): number {
+    return this.concave ? this.us(rows, tokens) : this.#rate[rows] * tokens;
+  }
+
+  /**
+   * On each linear piece us / tokens is monotone, so its least value lies on the grid or, beyond
+   * the grid, in the last slope.
+   */
+  #leastRate(rows: number): number {
+    const columns = this.#tokens.length;
+    let rate = columns > 1 ? this.#slope(rows, columns - 1) : Number.POSITIVE_INFINITY;
+    for (let k = 0; k < columns; k++) {
+      rate = Math.min(rate, this.#table[rows * columns + k] / this.#tokens[k]);
+    }
+    return rate;
+  }
+
+  /** Slopes that never rise, but for rounding, and times that never fall. */
+  #isConcave(rows: number): boolean {
+    const columns = this.#tokens.length;
+    for (let k = 1; k < columns; k++) {
+      const at = rows * columns + k;
+      if (this.#table[at] < this.#table[at - 1]) return false;
+      if (this.#lines[2 * at + 1] > this.#lines[2 * at - 1] * (1 + 1e-9)) return false;
+    }
+    return true;
   }
 
   /** us per token between the grid's lengths k - 1 and k; never negative, whatever was measured. */
@@ -73,16 +111,9 @@ export class CostModel {
    * lengths and all ways to spread the rows over tasks: entry r holds for r rows.
    */
   leastRates(): Float64Array {
-    const columns = this.#tokens.length;
-    const best = new Float64Array(this.taskRows + 1);
+    const best = this.#rate.slice();
     for (let rows = 1; rows <= this.taskRows; rows++) {
-      // On each linear piece us / tokens is monotone, so its least value lies on the grid or,
-      // beyond the grid, in the last slope.
-      let rate = Number.POSITIVE_INFINITY;
-      for (let k = 0; k < columns; k++) {
-        rate = Math.min(rate, this.#table[rows * columns + k] / this.#tokens[k]);
-      }
-      if (columns > 1) rate = Math.min(rate, this.#slope(rows, columns - 1));
+      let rate = best[rows];
       for (let part = 1; part * 2 <= rows; part++) {
         rate = Math.min(rate, best[part] + best[rows - part]);
       }

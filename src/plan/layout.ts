@@ -38,6 +38,8 @@ export class Layout {
   segmentFull = new Uint8Array(256);
   /** (segments + 1) running sum of estimated us, the fixed part of each segment included. */
   segmentUs = new Float64Array(256);
+  /** us that cuts of the segments may spare at most, in sum. */
+  spareUs = 0;
   /** True if no row has segments in two lists. */
   disjoint = true;
   /** True if some list has a place between two segments where a cut leaves no row in two pieces. */
@@ -56,6 +58,7 @@ export class Layout {
     this.lists = 0;
     this.segments = 0;
     this.tokens = 0;
+    this.spareUs = 0;
     this.disjoint = true;
     this.severable = false;
     this.#rowEnd = 0;
@@ -86,7 +89,7 @@ export class Layout {
     const { start, length, rowPosition } = this.forest;
     const first = start[node];
     let tokens = length[node];
-    let full = 1;
+    let all = tokens;
     if (first + tokens - 1 > leastPosition) {
       while (begin < end && rowPosition[begin] < first) begin++;
       while (begin < end && rowPosition[end - 1] < first) end--;
@@ -98,7 +101,7 @@ export class Layout {
         if (seen < least) least = seen;
       }
       tokens = most;
-      full = least === most ? 1 : 0;
+      all = least;
     }
     // A kernel works on all rows up to the last token that any of them sees.
     const us = cost.us(end - begin, tokens);
@@ -111,8 +114,10 @@ export class Layout {
     this.segmentRowEnd[s] = end;
     this.segmentTokens[s] = tokens;
     this.tokens += tokens;
-    this.segmentFull[s] = full;
+    this.segmentFull[s] = all === tokens ? 1 : 0;
     this.segmentUs[s + 1] = this.segmentUs[s] + us + cost.segmentUs;
+    // After a cut, rows that see none of the tokens behind it take no time there.
+    if (all < tokens || !cost.concave) this.spareUs += us - cost.cutUs(end - begin, all);
   }
 
   #grow(): void {

@@ -53,8 +53,9 @@ const PAIRED_GAIN = 0.95;
 interface Tried {
   /** Numbers of parts, of all lists together; the same number gives the same cuts. */
   readonly parts: number[];
-  /** The most partials among them. */
+  /** The most partials among them, and the fewest parts that left so many. */
   partials: number;
+  partialParts: number;
 }
 
 /** Makes plans for one spec; keeps scratch memory between calls. Plans stay valid. */
@@ -223,27 +224,27 @@ export class Planner {
     const total = layout.segmentUs[layout.segments];
     const itemUs = this.#cost.itemUs;
     const rounds = Math.ceil((layout.lists * kvHeads) / workers);
-    const tried: Tried = { parts: [layout.lists], partials: 0 };
+    const tried: Tried = { parts: [layout.lists], partials: 0, partialParts: 0 };
     let streams = 0;
     for (let round = rounds; round < rounds + ROUNDS_TRIED; round++) {
       const parts = Math.floor((round * workers) / kvHeads);
       if (parts < 1) continue;
       // Estimates are held against what was tried before, bounds against the best of all.
       const before = this.#dividedScore / layout.weight;
-      if (this.#meanUs(layout, parts, 0) >= before) break;
+      if (this.#meanUs(total, parts, 0) >= before) break;
       const partUs = partSizeFor(layout, parts);
       if (round * (partUs + itemUs) < before) this.#tryParts(layout, partUs, tried);
       const used = (parts * kvHeads) / (round * workers);
       if (layout.lists === 1 || used < FULL_ROUNDS || streams === 2) continue;
       const streamUs = round * ((total + layout.lists * itemUs) / parts + itemUs);
       if (streamUs >= (this.#dividedScore / layout.weight) * STREAM_GAIN) continue;
-      if (this.#leastUs(layout, layout.lists, tried) >= this.#limit(layout, STREAM_GAIN)) continue;
+      if (this.#leastUs(layout, layout.lists, 0) >= this.#limit(layout, STREAM_GAIN)) continue;
       streams++;
       this.#cutter.stream(layout, parts, this.#trial);
       this.#considerDivision(layout, STREAM_GAIN);
     }
     // Only lists longer than a worker's fair share.
-    const fair = this.#meanUs(layout, layout.lists, 0);
+    const fair = this.#meanUs(total, layout.lists, 0);
     if (fair < (this.#dividedScore / layout.weight) * 0.99) this.#tryParts(layout, fair, tried);
   }
 
@@ -252,25 +253,28 @@ export class Planner {
     const parts = partsOf(layout, partUs);
     if (tried.parts.includes(parts)) return;
     tried.parts.push(parts);
-    if (this.#leastUs(layout, parts, tried) >= this.#limit(layout, 1)) return;
+    // Under a node over all rows of a list more parts leave more partials, as a rule.
+    const known = !layout.severable && parts >= tried.partialParts;
+    const least = this.#leastUs(layout, parts, known ? tried.partials : 0);
+    if (least >= this.#limit(layout, 1)) return;
     this.#cutter.evenly(layout, partUs, this.#trial);
     this.#considerDivision(layout, 1);
-    tried.partials = Math.max(tried.partials, this.#pricer.partials);
+    if (this.#pricer.partials <= tried.partials) return;
+    tried.partials = this.#pricer.partials;
+    tried.partialParts = parts;
   }
 
-  /**
-   * No division of the layout into `parts`, fewer where there are not as many cuts, takes less:
-   * more parts leave at least as many partials.
-   */
-  #leastUs(layout: Layout, parts: number, tried: Tried): number {
+  /** A worker's mean time if the layout is divided into `parts`, fewer where cuts are too few. */
+  #leastUs(layout: Layout, parts: number, partials: number): number {
     const most = layout.tokens / this.#cutter.cutTokens + layout.segments;
-    return this.#meanUs(layout, Math.min(parts, most), tried.partials) + layout.mergeUs;
+    const us = layout.segmentUs[layout.segments] - layout.spareUs;
+    return this.#meanUs(us, Math.min(parts, most), partials) + layout.mergeUs;
   }
 
-  /** A worker's mean time for the layout in so many pieces with so many partials, but for cuts. */
-  #meanUs(layout: Layout, pieces: number, partials: number): number {
+  /** A worker's mean time for segments of so many us, in so many pieces with so many partials. */
+  #meanUs(segmentsUs: number, pieces: number, partials: number): number {
     const { itemUs, partialUs } = this.#cost;
-    const us = layout.segmentUs[layout.segments] + pieces * itemUs + partials * partialUs;
+    const us = segmentsUs + pieces * itemUs + partials * partialUs;
     return (us * this.spec.kvHeads) / this.spec.workers;
   }
 
@@ -294,7 +298,8 @@ export class Planner {
     const { partials } = this.#pricer;
     const mergeUs = partials > 0 ? this.#cost.mergeUs : 0;
     const limit = this.#limit(layout, gain) - mergeUs;
-    if (this.#meanUs(layout, this.#trial.count, partials) >= limit) return;
+    const least = layout.segmentUs[layout.segments] - layout.spareUs;
+    if (this.#meanUs(least, this.#trial.count, partials) >= limit) return;
     this.#pricer.price(layout, this.#trial, limit);
     const us = this.#scheduler.makespan(this.#trial, limit);
     this.#fresh = us < limit;
